@@ -1,0 +1,113 @@
+//! Every bound and default of the product, once: code, command line and documents read this table.
+
+use std::time::Duration;
+
+/// Bytes of one gRPC message, encoded.
+pub const MESSAGE_BYTES: usize = 4 << 20;
+/// Bytes of one transaction, encoded. A quarter of a message: an append of one entry always fits.
+pub const TRANSACTION_BYTES: usize = 1 << 20;
+/// Bytes of a secret.
+pub const SECRET_BYTES: usize = 500 << 10;
+/// Bytes of a certificate request; a P-256 one has about 300.
+pub const CSR_BYTES: usize = 8 << 10;
+/// Bytes of a ticket's text.
+pub const TICKET_BYTES: usize = 256;
+/// Characters of an object's name: a DNS label (RFC 1035 §2.3.4).
+pub const NAME_CHARS: usize = 63;
+/// Characters of an image reference, repository and tag together.
+pub const IMAGE_REFERENCE_CHARS: usize = 255;
+/// Labels of one object.
+pub const LABELS: usize = 64;
+/// Characters of a label's key or value.
+pub const LABEL_CHARS: usize = 255;
+/// Environment variables of a service.
+pub const ENVIRONMENT_ENTRIES: usize = 512;
+/// Bytes of one environment variable, name and value.
+pub const ENVIRONMENT_ENTRY_BYTES: usize = 32 << 10;
+/// Arguments of a command.
+pub const ARGUMENTS: usize = 512;
+/// Bytes of one argument.
+pub const ARGUMENT_BYTES: usize = 32 << 10;
+/// Replicas of one service.
+pub const REPLICAS: u32 = 10_000;
+/// Secrets, published ports, constraints and tmpfs paths of one service, each.
+pub const SPEC_LIST_ENTRIES: usize = 64;
+/// Bytes of an image manifest or config (the distribution specification's 4 MiB is its upper bound).
+pub const MANIFEST_BYTES: usize = 1 << 20;
+/// Layers of an image.
+pub const IMAGE_LAYERS: usize = 128;
+/// Bytes of one blob.
+pub const BLOB_BYTES: u64 = 4 << 30;
+/// Bytes of one chunk of a blob or a log in a stream.
+pub const CHUNK_BYTES: usize = 256 << 10;
+/// Objects that one list answers; a longer list is asked for page by page.
+pub const LIST_ENTRIES: usize = 1_000;
+/// Preconditions of one transaction.
+pub const PRECONDITIONS: usize = 4_096;
+/// Changes of one transaction.
+pub const CHANGES: usize = 4_096;
+
+/// Validity of a node's certificate.
+pub const NODE_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(90 * 86_400);
+/// Validity of an operator's certificate.
+pub const OPERATOR_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(30 * 86_400);
+/// Validity of the root.
+pub const ROOT_VALIDITY: Duration = Duration::from_secs(3_653 * 86_400);
+/// Certificates start this long before their issue, for clocks that lag.
+pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60);
+/// Lifetime of a ticket.
+pub const TICKET_VALIDITY: Duration = Duration::from_secs(3_600);
+/// Longest lifetime of a ticket.
+pub const TICKET_VALIDITY_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Joins that one ticket admits.
+pub const TICKET_USES: u32 = 1;
+/// Most joins that one ticket may admit.
+pub const TICKET_USES_MAX: u32 = 1_000;
+
+/// A follower calls an election after a random time in this range, in milliseconds, without a sign of the leader.
+pub const ELECTION_MS: std::ops::Range<u64> = 150..300;
+/// A leader's sign of life. Halving it doubles idle traffic; doubling it leaves an election two lost packets away.
+pub const HEARTBEAT: Duration = Duration::from_millis(50);
+/// Every manager asks the leader for a read index this often.
+pub const FRESHNESS_PERIOD: Duration = Duration::from_millis(150);
+/// A replica is fresh this long after the question was sent.
+pub const FRESHNESS: Duration = Duration::from_millis(500);
+/// A stream closes this long after freshness ended.
+pub const STREAM_GRACE: Duration = Duration::from_secs(1);
+/// A worker without a sign of life for this long is down.
+pub const WORKER_LIVENESS: Duration = Duration::from_millis(2_500);
+/// A worker's sign of life on its stream.
+pub const WORKER_HEARTBEAT: Duration = Duration::from_millis(500);
+/// What losing a reporter or a new leader adds to the liveness of a worker.
+pub const LIVENESS_EXTENSION: Duration = Duration::from_secs(2);
+/// A manager whose clock is further from the median does not lead.
+pub const CLOCK_SKEW: Duration = Duration::from_secs(30);
+/// A TLS handshake ends within this time.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes under way at once, on one listener.
+pub const HANDSHAKES: usize = 256;
+
+/// Memory of a task, in bytes.
+pub const TASK_MEMORY_BYTES: u64 = 256 << 20;
+/// Processes of a task.
+pub const TASK_PIDS: u32 = 512;
+/// Size of a task's `/tmp`, in bytes.
+pub const TASK_TMP_BYTES: u64 = 64 << 20;
+/// A stopped task is started again after this delay.
+pub const RESTART_DELAY: Duration = Duration::from_secs(5);
+/// A task that is asked to stop is killed after this time.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// A replica must stay up this long for an update to go on.
+pub const UPDATE_MONITOR: Duration = Duration::from_secs(5);
+/// Replicas that an update replaces at once.
+pub const UPDATE_PARALLELISM: u32 = 1;
+/// Ended tasks that are kept for each slot.
+pub const TASK_HISTORY: usize = 5;
+/// `service create` gives up after this long when no node could ever fit.
+pub const UNPLACEABLE_WAIT: Duration = Duration::from_secs(10);
+/// An image's blob that nothing refers to goes after this time.
+pub const BLOB_GRACE: Duration = Duration::from_secs(3_600);
+/// Bytes of a task's log that a worker keeps, in two files of half of it.
+pub const TASK_LOG_BYTES: u64 = 16 << 20;
+/// Below this much free disk a manager refuses proposals.
+pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
