@@ -1,0 +1,35 @@
+# `make` builds the programs into target/release; `make test` runs every test. Both do their own set-up.
+# CARGO_TARGET_DIR is honoured.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+PROGRAMS := bulkhead bulkhead-manager bulkhead-worker bulkhead-launcher
+
+.PHONY: all setup test lint clean
+
+all: setup
+	cargo build --release --locked --bins
+	mkdir -p "$(TARGET_DIR)/release"
+	for program in $(PROGRAMS); do \
+		test ! -e "$(TARGET_DIR)/$(HOST)/release/$$program" || \
+		ln -f "$(TARGET_DIR)/$(HOST)/release/$$program" "$(TARGET_DIR)/release/$$program"; \
+	done
+
+# The one native package: libseccomp's static archive and headers.
+setup:
+	@bash scripts/setup.sh
+
+# Test programs share what they compile with the debug build. `cargo test` rather than an extra runner: a fresh
+# toolchain has nothing else.
+test: setup
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace --no-fail-fast
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets
+
+clean:
+	cargo clean
