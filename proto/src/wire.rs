@@ -34,3 +34,61 @@ redacted! {
     CreateTicketResponse { index, id, expires_at };
     JoinRequest { addresses, listen, advertise, name };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_a_secret_prints_without_it() {
+        const CANARY: &str = "canary-8d1f";
+        let bytes = CANARY.as_bytes().to_vec();
+        let secret = AssignedSecret {
+            id: vec![1],
+            name: "db".into(),
+            value: bytes.clone(),
+        };
+        let assignments = Assignments {
+            secrets: vec![secret],
+            ..Default::default()
+        };
+        let down = SessionDown {
+            message: Some(session_down::Message::Assignments(assignments)),
+        };
+        let printed = [
+            format!("{down:?}"),
+            format!(
+                "{:?}",
+                CreateSecretRequest {
+                    value: bytes.clone(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                EnrolRequest {
+                    ticket_secret: bytes.clone(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                CreateTicketResponse {
+                    ticket: CANARY.into(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                JoinRequest {
+                    ticket: CANARY.into(),
+                    ..Default::default()
+                }
+            ),
+        ];
+        let as_list = format!("{bytes:?}");
+        for text in printed {
+            assert!(!text.contains(CANARY) && !text.contains(&as_list), "{text}");
+        }
+    }
+}
