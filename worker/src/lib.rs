@@ -1,1 +1,8 @@
+//! The worker: takes the tasks that managers assign to this node, has the launcher run them, and reports.
 //!
+//! It speaks to the network and has no privilege; whatever needs root is a request to `bulkhead-launcher`
+//! ([`bulkhead_launcher::message`]). What decides is pure ([`agent::plan`], [`task`]); the rest carries it out.
+
+pub mod agent;
+pub mod secrets;
+pub mod task;
