@@ -110,7 +110,10 @@ impl IdRanges {
         for block in (0..BLOCKS).map(|i| start.wrapping_add(i) % BLOCKS) {
             if !self.blocks.contains(&block) && self.claim(block)? {
                 self.add(block, &[]);
-                return Ok(());
+                // A block may belong to accounts from end to end; then the next one has to do.
+                if !self.free.is_empty() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
