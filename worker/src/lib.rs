@@ -4,5 +4,7 @@
 //! ([`bulkhead_launcher::message`]). What decides is pure ([`agent::plan`], [`task`]); the rest carries it out.
 
 pub mod agent;
+pub mod proxy;
+pub mod runtime;
 pub mod secrets;
 pub mod task;
