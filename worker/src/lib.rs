@@ -4,6 +4,8 @@
 //! ([`bulkhead_launcher::message`]). What decides is pure ([`agent::plan`], [`task`]); the rest carries it out.
 
 pub mod agent;
+pub mod image;
+pub mod logs;
 pub mod proxy;
 pub mod runtime;
 pub mod secrets;

@@ -321,4 +321,4 @@ impl AsRawFd for Socket {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

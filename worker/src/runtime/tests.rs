@@ -3,10 +3,10 @@ use bulkhead_launcher::message::{ExitCause, ExitRecord, Limits, RefusalCode, Sec
 use std::io::Read;
 
 /// The launcher's end, answered by hand.
-struct Far(AsyncFd<Socket>);
+pub(crate) struct Far(AsyncFd<Socket>);
 
 impl Far {
-    async fn next(&self) -> (Envelope, Vec<OwnedFd>) {
+    pub(crate) async fn next(&self) -> (Envelope, Vec<OwnedFd>) {
         loop {
             let mut ready = self.0.readable().await.expect("readable");
             if let Ok(received) = ready.try_io(|socket| socket.get_ref().0.receive::<Envelope>()) {
@@ -15,7 +15,7 @@ impl Far {
         }
     }
 
-    fn reply(&self, id: u64, result: Result<Reply, Refusal>, descriptors: &[OwnedFd]) {
+    pub(crate) fn reply(&self, id: u64, result: Result<Reply, Refusal>, descriptors: &[OwnedFd]) {
         let beside: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         self.0
             .get_ref()
@@ -25,7 +25,7 @@ impl Far {
     }
 }
 
-fn connected() -> (
+pub(crate) fn connected() -> (
     Runtime,
     Far,
     mpsc::Receiver<Event>,
