@@ -235,7 +235,8 @@ fn devices() -> String {
     let mut names: Vec<String> = entries
         .map(|entry| {
             let name = entry.file_name().to_string_lossy().into_owned();
-            match entry.file_type() {
+            // The folder's own idea of the type is that of the file below the mount.
+            match fs::symlink_metadata(entry.path()).map(|facts| facts.file_type()) {
                 Ok(kind) if kind.is_char_device() => {
                     let number = fs::metadata(entry.path()).map_or(0, |facts| facts.rdev());
                     format!("{name} c{}:{}", libc::major(number), libc::minor(number))

@@ -3,6 +3,11 @@
 //! One static file, so that an image of nothing else runs it. The sandbox tests are made of its
 //! JSON, the demonstration of its web server.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a task of its own: no simulation drives its clock or environment"
+)]
+
 mod calls;
 mod inspect;
 mod json;

@@ -74,10 +74,11 @@ struct ArgumentRule {
     check: Check,
 }
 
+/// What the low half of an argument must be.
 enum Check {
     OneOf(&'static [u32]),
     NoneOf(&'static [u32]),
-    NoBitOf(u32),
+    NoBits(u32),
 }
 
 /// What must hold of arguments, all compared on the 32 bits that the kernel reads.
@@ -94,7 +95,7 @@ const ARGUMENTS: &[ArgumentRule] = &[
         argument: 2,
         check: Check::OneOf(&[0]),
     },
-    rule(libc::SYS_clone, 0, Check::NoBitOf(NAMESPACE_FLAGS)),
+    rule(libc::SYS_clone, 0, Check::NoBits(NAMESPACE_FLAGS)),
     // Linux, its 32-bit variant, without address randomisation for debuggers; or only asking.
     rule(
         libc::SYS_personality,
@@ -205,7 +206,7 @@ fn compile_list(names: &str) -> io::Result<Vec<sock_filter>> {
         .set_act_badarch(ScmpAction::KillProcess)
         .map_err(io::Error::other)?;
     filter.set_ctl_optimize(2).map_err(io::Error::other)?; // a binary tree: a dozen comparisons instead of hundreds
-    let allowed: Vec<ScmpSyscall> = names.split_whitespace().filter_map(|name| native(name)).collect();
+    let allowed: Vec<ScmpSyscall> = names.split_whitespace().filter_map(native).collect();
     for call in &allowed {
         filter
             .add_rule(ScmpAction::Allow, *call)
@@ -288,7 +289,7 @@ fn compile_arguments(rules: &[ArgumentRule]) -> Vec<sock_filter> {
                     body.push(op(JUMP_EQUAL, values.len() - 1 - i, usize::from(last), *value));
                 }
             }
-            Check::NoBitOf(mask) => body.push(op(JUMP_BITS, 0, 1, mask)),
+            Check::NoBits(mask) => body.push(op(JUMP_BITS, 0, 1, mask)),
         }
         body.push(op(RETURN, 0, 0, REFUSE));
         if let Some((argument, value)) = rule.when {

@@ -144,10 +144,8 @@ pub(crate) fn fork(namespaces: libc::c_int) -> io::Result<Fork> {
         _ => {
             let pid = u32::try_from(pid).expect("process ids fit");
             // SAFETY: CLONE_PIDFD stored a new descriptor that nobody else owns.
-            Ok(Fork::Parent(Process {
-                pid,
-                handle: unsafe { OwnedFd::from_raw_fd(handle) },
-            }))
+            let handle = unsafe { OwnedFd::from_raw_fd(handle) };
+            Ok(Fork::Parent(Process { pid, handle }))
         }
     }
 }

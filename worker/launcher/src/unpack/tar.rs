@@ -103,8 +103,11 @@ impl<R: Read> Archive<R> {
     /// Reads content of the current entry.
     pub fn read_content(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        if wanted == 0 {
+            return Ok(0); // a decompressor takes an empty buffer for a mistake
+        }
         let read = self.source.read(&mut buffer[..wanted])?;
-        if read == 0 && wanted > 0 {
+        if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.left -= read as u64;
@@ -280,8 +283,11 @@ fn time(field: &[u8]) -> Result<u64, TarError> {
     if field[0] == 0xff { Ok(0) } else { number(field) }
 }
 
+/// Key and value.
+type PaxRecord<'a> = (&'a [u8], &'a [u8]);
+
 /// `LENGTH KEY=VALUE\n`, the length counting all of it.
-fn pax_records(mut content: &[u8]) -> Result<Vec<(&[u8], &[u8])>, TarError> {
+fn pax_records(mut content: &[u8]) -> Result<Vec<PaxRecord<'_>>, TarError> {
     let wrong = || TarError::Malformed("a damaged PAX record");
     let mut records = Vec::new();
     while !content.is_empty() {

@@ -1,5 +1,9 @@
 //! A real launcher with a real probe, driven through its socket as the worker drives it.
 #![allow(dead_code, reason = "each test program uses a part of this")]
+#![allow(
+    unreachable_pub,
+    reason = "shared by several test programs, each of which is a crate of its own"
+)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use bulkhead_launcher::connection::Connection;
