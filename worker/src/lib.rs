@@ -7,6 +7,7 @@ pub mod agent;
 pub mod image;
 pub mod logs;
 pub mod proxy;
+pub mod records;
 pub mod runtime;
 pub mod secrets;
 pub mod task;
