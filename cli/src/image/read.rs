@@ -532,4 +532,48 @@ mod tests {
         let read = Layout::open(folder.path()).and_then(|layout| layout.verify(None));
         assert_eq!(read.map_err(|e| e.code()), Err(Code::NotOciLayout));
     }
+
+    /// A layout whose index.json points to an index of platforms, each pointing to the packed manifest.
+    fn nested(platforms: &[&str], depth: usize) -> Result<Manifest, Code> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        tar::Archive::new(packed().as_slice())
+            .unpack(folder.path())
+            .expect("our own archive");
+        let path = folder.path().join("index.json");
+        let top = std::fs::read(&path).expect("it was packed");
+        let mut top: serde_json::Value = serde_json::from_slice(&top).expect("it was packed");
+        let manifest = top["manifests"][0].clone();
+        let mut listed: Vec<_> = platforms
+            .iter()
+            .map(|architecture| {
+                let mut entry = manifest.clone();
+                entry["platform"]["architecture"] = (*architecture).into();
+                entry
+            })
+            .collect();
+        for _ in 0..depth {
+            let index = serde_json::json!({ "schemaVersion": 2, "manifests": listed }).to_string();
+            let digest = Digest::of(index.as_bytes());
+            std::fs::write(folder.path().join("blobs/sha256").join(digest.hex()), &index).expect("writable");
+            listed = vec![serde_json::json!({
+                "mediaType": media::INDEX,
+                "digest": digest.to_string(),
+                "size": index.len(),
+                "platform": { "architecture": ARCHITECTURE, "os": "linux" },
+            })];
+        }
+        top["manifests"] = listed.into();
+        std::fs::write(&path, top.to_string()).expect("writable");
+        Layout::open(folder.path())
+            .and_then(|layout| layout.verify(None))
+            .map_err(|e| e.code())
+    }
+
+    #[test]
+    fn an_index_of_platforms_is_followed_to_ours_and_no_deeper_than_needed() {
+        assert!(nested(&["arm64", "amd64"], 1).is_ok());
+        assert!(nested(&["amd64"], INDEX_DEPTH).is_ok());
+        assert_eq!(nested(&["amd64"], INDEX_DEPTH + 1), Err(Code::UnsupportedImage));
+        assert_eq!(nested(&["arm64"], 1), Err(Code::UnsupportedImage));
+    }
 }
