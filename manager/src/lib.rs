@@ -1,1 +1,5 @@
-//!
+//! The manager: what decides about nodes, services and secrets from the replicated state.
+
+pub mod freshness;
+
+pub use freshness::Freshness;
