@@ -2,9 +2,9 @@
 //! folder, so that a test can speak to the launcher exactly as the worker does.
 
 use bulkhead_launcher::connection::Connection;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 fn main() -> std::io::Result<()> {
     let channel = bulkhead_launcher::take_channel().expect("started by a launcher");
@@ -17,7 +17,7 @@ fn main() -> std::io::Result<()> {
     let test = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None)?;
     connect(&test, &SocketAddrUnix::new(format!("{data}/test.sock"))?)?;
     Connection::from_descriptor(test)?.send(&arguments, &[channel.as_fd()])?;
-    loop {
-        std::thread::park_timeout(Duration::from_secs(3_600)); // until the launcher ends it
-    }
+    // A worker ends with its launcher's end of the socket.
+    poll(&mut [PollFd::new(&channel, PollFlags::empty())], None)?;
+    Ok(())
 }

@@ -93,7 +93,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         while let Some(signal) = signals.read_signal()? {
             if signal.ssi_signo != NixSignal::SIGCHLD as u32 && stopping.is_none() {
                 tracing::info!("ending; tasks run on");
-                worker.signal(rustix::process::Signal::TERM);
+                if !worker.signal(rustix::process::Signal::TERM) {
+                    server.lose_worker();
+                }
                 stopping = Some(clock::monotonic() + WORKER_GRACE);
             }
         }

@@ -123,11 +123,14 @@ impl WorkerProcess {
         true
     }
 
-    /// Sends the worker a signal, if it runs.
-    pub fn signal(&self, signal: Signal) {
-        if let Some((process, _)) = &self.running {
-            let _ = pidfd_send_signal(&process.handle, signal); // ended in this moment
-        }
+    /// Sends the worker a signal, if it runs. `false` when that is not allowed: a launcher in a container may not
+    /// signal another user's process; then closing its socket has to do.
+    pub fn signal(&self, signal: Signal) -> bool {
+        let sent = self
+            .running
+            .as_ref()
+            .map(|(process, _)| pidfd_send_signal(&process.handle, signal));
+        sent != Some(Err(rustix::io::Errno::PERM))
     }
 
     /// Whether it runs.

@@ -92,3 +92,43 @@ fn what_cannot_be_executed_is_told_and_leaves_nothing() {
         RefusalCode::UnknownTask
     );
 }
+
+/// A worker container is granted no more than this (chaos/compose), so the launcher must do with it.
+#[test]
+fn three_capabilities_are_enough_for_the_launcher() {
+    if !is_root() {
+        return;
+    }
+    // As in a container: control groups of its own, below the root group, whose folder nobody may write to.
+    let own = format!("few-{}", std::process::id());
+    let place = |hierarchy: &str| std::path::Path::new("/sys/fs/cgroup").join(hierarchy).join(&own);
+    let places = ["memory", "pids", "cpu", "unified", ""].map(place);
+    let places: Vec<_> = places
+        .iter()
+        .filter(|place| std::fs::create_dir(place).is_ok())
+        .collect();
+    let mut script = String::new();
+    for place in places.iter().filter(|place| place.join("cgroup.procs").exists()) {
+        script += &format!("echo $$ > {}/cgroup.procs; ", place.display());
+    }
+    script +=
+        "exec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all,+sys_admin,+setuid,+setgid \"$@\"";
+    let mut node = Node::start_with(&["sh", "-c", &script, "sh"]);
+    // Files that only their owner may read, and a user who is not root of the sandbox.
+    let image = Layer::scratch().folder("private", 0o700);
+    let mut spec = node.spec("few", vec![image], &["inspect"]);
+    spec.workdir = "/private".into();
+    spec.hostname = "few".into();
+    node.start_with_secrets(&spec, &[("token", b"value")]).unwrap();
+    let exit = node.wait_exit(&spec.task);
+    let (output, error) = node.log(&spec.task);
+    assert_eq!(exit.cause, ExitCause::Code(0), "{error}");
+    assert!(output.contains("\"length\":5"), "{output}");
+    let diff_id = spec.layers[0].clone();
+    node.remove(&spec.task).unwrap();
+    assert_eq!(node.ask(Request::RemoveLayer { diff_id }).unwrap().0, Reply::Done);
+    drop(node);
+    for place in places {
+        std::fs::remove_dir(place).unwrap();
+    }
+}

@@ -121,7 +121,9 @@ impl Stage {
         let mut lower = vec![skeleton.to_owned()];
         for (number, layer) in layers.iter().enumerate() {
             let place = format!("l/{number}");
+            let owner = Owner::become_id(tree.base);
             mkdirat(CWD, &place, Mode::from_raw_mode(0o755)).step("place a layer")?;
+            drop(owner);
             attach(layer.as_fd(), CWD, &place).step("place a layer")?;
             lower.push(format!("/{place}"));
         }

@@ -153,6 +153,10 @@ fn start(assignment: Assignment, descriptors: Vec<OwnedFd>) -> Result<Running, R
     let (mut go_end, go) = io::pipe().step("make pipes")?;
     let (report, report_end) = io::pipe().step("make pipes")?;
 
+    // Making files as somebody else has closed this process and its copies to everyone without a capability over
+    // the host; the copy's namespaces must be opened before it closes itself again.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)
+        .step("open itself to its own kind")?;
     match sys::fork(TASK_NAMESPACES).step("make its namespaces")? {
         Fork::Child => {
             drop((go, report));
@@ -174,12 +178,14 @@ fn start(assignment: Assignment, descriptors: Vec<OwnedFd>) -> Result<Running, R
         }
         Fork::Parent(process) => {
             drop((output_end, error_end, report_end, go_end, stage));
-            if let Err(refusal) = release(&process, base, &entrances, go, report) {
-                let _ = kill_and_reap(&process); // it may have ended by itself
-                return Err(refusal);
-            }
+            let network = match release(&process, base, &entrances, go, report) {
+                Ok(network) => network,
+                Err(refusal) => {
+                    let _ = kill_and_reap(&process); // it may have ended by itself
+                    return Err(refusal);
+                }
+            };
             // From here on its own network is the task's: what the proxy connects never touches the host's.
-            let network = namespaces::open(&process, "net").step("enter its network")?;
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
                 .step("enter its network")?;
             capabilities::drop_all().step("give up its own privileges")?;
@@ -206,7 +212,7 @@ fn release(
     entrances: &[File],
     mut go: PipeWriter,
     mut report: PipeReader,
-) -> Result<(), Refusal> {
+) -> Result<OwnedFd, Refusal> {
     write_maps(process, 0, base).step("map its ids")?;
     let pid = process.pid.to_string();
     for mut entrance in entrances {
@@ -214,11 +220,13 @@ fn release(
             .write_all(pid.as_bytes())
             .step("move it into its control groups")?;
     }
+    // Now: once it runs it may end at any moment, and its names in procfs with it.
+    let network = namespaces::open(process, "net").step("open its network")?;
     go.write_all(&[1]).step("let it go")?;
     let mut failure = Vec::new();
     report.read_to_end(&mut failure).step("hear from it")?;
     if failure.is_empty() {
-        return Ok(());
+        return Ok(network);
     }
     let unclear = || Refusal::new(RefusalCode::StartFailed, "the sandbox was not completed");
     Err(serde_json::from_slice(&failure).unwrap_or_else(|_| unclear()))

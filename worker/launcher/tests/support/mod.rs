@@ -136,11 +136,16 @@ pub struct Node {
 
 impl Node {
     pub fn start() -> Node {
+        Node::start_with(&[])
+    }
+
+    /// Starts the launcher through another program.
+    pub fn start_with(wrapper: &[&str]) -> Node {
         let dir = tempfile::Builder::new()
             .prefix("bulkhead-test-")
             .tempdir()
             .unwrap();
-        let (launcher, connection, worker_arguments) = launch(dir.path());
+        let (launcher, connection, worker_arguments) = launch(dir.path(), wrapper);
         let (replies, events) = (VecDeque::new(), VecDeque::new());
         Node {
             dir,
@@ -175,7 +180,7 @@ impl Node {
     }
 
     pub fn start_again(&mut self) {
-        let (launcher, connection, _) = launch(self.dir.path());
+        let (launcher, connection, _) = launch(self.dir.path(), &[]);
         self.launcher = launcher;
         self.connection = connection;
         self.replies.clear();
@@ -529,7 +534,7 @@ pub fn launcher_command(data: &Path) -> Command {
     command
 }
 
-fn launch(dir: &Path) -> (Child, Connection, Vec<String>) {
+fn launch(dir: &Path, wrapper: &[&str]) -> (Child, Connection, Vec<String>) {
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     let data = dir.join("node");
@@ -541,7 +546,17 @@ fn launch(dir: &Path) -> (Child, Connection, Vec<String>) {
         fs::set_permissions(&worker, fs::Permissions::from_mode(0o700)).unwrap();
     }
     let listener = listen_for_worker(&worker);
-    let launcher = launcher_command(&data).spawn().expect("start the launcher");
+    let mut command = launcher_command(&data);
+    if let Some((program, arguments)) = wrapper.split_first() {
+        let mut wrapped = Command::new(program);
+        wrapped
+            .args(arguments)
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::null());
+        command = wrapped;
+    }
+    let launcher = command.spawn().expect("start the launcher");
     let (connection, arguments) = accept_worker(&listener);
     (launcher, connection, arguments)
 }
