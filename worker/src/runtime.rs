@@ -136,14 +136,12 @@ impl Runtime {
             near.set_nonblocking(true).map_err(RuntimeError::Secrets)?;
             let mut near = UnixStream::from_std(near).map_err(RuntimeError::Secrets)?;
             let hand_over = async move {
-                near.write_all(&values).await?;
-                near.shutdown().await
+                near.write_all(&values).await // dropping it ends the stream
             };
-            // A refusal closes the far end unread; then the refusal is the reason to tell, not the broken pipe.
-            let (answer, handed) = tokio::join!(self.call(request, vec![far.into()]), hand_over);
-            let (reply, _) = answer?;
-            handed.map_err(RuntimeError::Secrets)?;
-            reply
+            // The answer decides: a task whose values did not all arrive is refused, and a far end that has read
+            // them may already be closed.
+            let (answer, _handed) = tokio::join!(self.call(request, vec![far.into()]), hand_over);
+            answer?.0
         };
         match reply {
             Reply::Started(status) => Ok(status),

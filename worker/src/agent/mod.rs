@@ -4,9 +4,11 @@ pub mod assignment;
 pub mod assignments;
 pub mod plan;
 pub mod reporter;
+pub mod shell;
 pub mod start;
 
 pub use assignment::{Assignment, Desired, Image, Layer};
 pub use assignments::{AssignmentError, Assignments, Seen};
 pub use plan::{Action, Plan, View, plan};
 pub use reporter::Reporter;
+pub use shell::{Agent, Fetch, Input, Output};
