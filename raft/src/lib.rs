@@ -6,3 +6,4 @@
 pub mod encryption;
 pub mod file_system;
 pub mod log_store;
+pub mod seam;
