@@ -1,5 +1,6 @@
 //! The manager: what decides about nodes, services and secrets from the replicated state.
 
+pub mod authz;
 pub mod freshness;
 
 pub use freshness::Freshness;
