@@ -306,7 +306,8 @@ mod tests {
     fn what_differs_is_not_stored_and_leaves_nothing() {
         let (folder, store) = store(100);
         let digest = Digest::of(b"hello");
-        let cases: [(&[u8], fn(&BlobError) -> bool); 3] = [
+        type Expected = fn(&BlobError) -> bool;
+        let cases: [(&[u8], Expected); 3] = [
             (b"hell", |e| matches!(e, BlobError::Size { more: false, .. })),
             (b"hello!", |e| matches!(e, BlobError::Size { more: true, .. })),
             (b"hallo", |e| matches!(e, BlobError::Digest { .. })),
