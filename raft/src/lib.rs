@@ -1,9 +1,10 @@
 //! The replicated store.
 //!
-//! What stands so far is its storage from below: the file-system seam under everything durable with a simulated disk
-//! that loses power, the encryption of records at rest, and the frame of the log.
+//! What stands so far is the state machine, and storage from below: the file-system seam under everything durable with
+//! a simulated disk that loses power, the encryption of records at rest, and the frame of the log.
 
 pub mod encryption;
 pub mod file_system;
 pub mod log_store;
 pub mod seam;
+pub mod state;

@@ -1,0 +1,388 @@
+//! What one committed transaction does to the state: all of it, or nothing with a reason.
+
+use std::sync::Arc;
+
+use bulkhead_proto::limits;
+use bulkhead_proto::wire::{
+    Change, Event, Kind, Meta, Object, Outcome, Precondition, Rejection, RejectionCode as Code, Task,
+    TaskObserved, TaskState, TicketUse, Tombstone, Transaction, change::Change as Step, event,
+    object::Object as Any, precondition::Precondition as Condition,
+};
+use prost::Message as _;
+
+use super::{Key, State, object};
+
+/// The highest command level that this program applies.
+pub const LEVEL: u32 = 1;
+
+/// What an entry did. A rejected one changed nothing but the index.
+#[derive(Debug)]
+pub struct Applied {
+    pub outcome: Outcome,
+    pub events: Vec<Event>,
+}
+
+/// The replica cannot know what this entry means, and must stop before it differs from the others.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FatalApply {
+    #[error("entry {index} has command level {level}; this program knows up to {LEVEL}: install a newer one")]
+    UnknownLevel { index: u64, level: u32 },
+    #[error("entry {index} is no transaction")]
+    Undecodable { index: u64 },
+}
+
+impl State {
+    /// Applies the entry at `index`, committed in `term`.
+    pub fn apply(&mut self, index: u64, term: u64, bytes: &[u8]) -> Result<Applied, FatalApply> {
+        let transaction = Transaction::decode(bytes).map_err(|_| FatalApply::Undecodable { index })?;
+        if transaction.level == 0 || transaction.level > LEVEL {
+            return Err(FatalApply::UnknownLevel {
+                index,
+                level: transaction.level,
+            });
+        }
+        self.index = index;
+        let mut step = Run {
+            state: self.clone(),
+            transaction: &transaction,
+            index,
+            events: Vec::new(),
+        };
+        let rejection = match step.run(term) {
+            Ok(()) => {
+                let Run { state, events, .. } = step;
+                *self = state;
+                return Ok(Applied {
+                    outcome: Outcome {
+                        index,
+                        rejection: None,
+                    },
+                    events,
+                });
+            }
+            Err(rejection) => Some(rejection),
+        };
+        Ok(Applied {
+            outcome: Outcome { index, rejection },
+            events: Vec::new(),
+        })
+    }
+
+    /// A transaction without an entry (a blank one, a change of members) moves only the index.
+    pub fn skip(&mut self, index: u64) {
+        self.index = index;
+    }
+}
+
+/// One transaction under way, on a copy that is dropped when it is refused.
+struct Run<'a> {
+    state: State,
+    transaction: &'a Transaction,
+    index: u64,
+    events: Vec<Event>,
+}
+
+fn reject(code: Code, key: Option<Key>, detail: &str) -> Rejection {
+    Rejection {
+        code: code.into(),
+        object: key.map(Key::to_wire),
+        detail: detail.to_owned(),
+    }
+}
+
+fn invalid(detail: &str) -> Rejection {
+    reject(Code::Invalid, None, detail)
+}
+
+impl Run<'_> {
+    fn run(&mut self, term: u64) -> Result<(), Rejection> {
+        let transaction = self.transaction;
+        if transaction.preconditions.len() > limits::PRECONDITIONS
+            || transaction.changes.len() > limits::CHANGES
+        {
+            return Err(invalid("too many preconditions or changes"));
+        }
+        if transaction.term != 0 && transaction.term != term {
+            return Err(reject(Code::Term, None, "planned in an older term"));
+        }
+        // Before the preconditions: what this request itself changed has moved past them.
+        if self.is_retry() {
+            return Ok(());
+        }
+        transaction
+            .preconditions
+            .iter()
+            .try_for_each(|condition| self.check(condition))?;
+        transaction
+            .changes
+            .iter()
+            .try_for_each(|change| self.change(change))
+    }
+
+    /// Transactions are whole, so one object that this request touched last proves that all of it was done.
+    fn is_retry(&self) -> bool {
+        let request = &self.transaction.request_id;
+        let touched = |change: &Change| {
+            let key = match change.change.as_ref()? {
+                Step::Create(object) | Step::Replace(object) => object::key(object)?,
+                Step::UseTicket(ticket) => {
+                    Key::new(Kind::Ticket, ticket.ticket_id.as_slice().try_into().ok()?)
+                }
+                Step::Delete(_) | Step::TaskObserved(_) | Step::AddTombstone(_) => return None,
+            };
+            Some(object::meta(self.state.get(key)?)?.last_request == *request)
+        };
+        !request.is_empty()
+            && self
+                .transaction
+                .changes
+                .iter()
+                .any(|change| touched(change) == Some(true))
+    }
+
+    fn check(&self, precondition: &Precondition) -> Result<(), Rejection> {
+        let (reference, wanted) = match &precondition.precondition {
+            Some(Condition::VersionIs(it)) => (it.object.as_ref(), Some(Some(it.version))),
+            Some(Condition::Exists(it)) => (Some(it), Some(None)),
+            Some(Condition::Absent(it)) => (Some(it), None),
+            None => return Err(invalid("empty precondition")),
+        };
+        let key = reference
+            .and_then(Key::from_wire)
+            .ok_or_else(|| invalid("malformed reference"))?;
+        let version = self
+            .state
+            .get(key)
+            .map(|it| object::meta(it).map_or(0, |meta| meta.version));
+        let holds = match wanted {
+            Some(Some(wanted)) => version == Some(wanted),
+            Some(None) => version.is_some(),
+            None => version.is_none(),
+        };
+        if holds {
+            Ok(())
+        } else {
+            Err(reject(Code::Stale, Some(key), "a precondition does not hold"))
+        }
+    }
+
+    fn change(&mut self, change: &Change) -> Result<(), Rejection> {
+        match change.change.as_ref() {
+            Some(Step::Create(object)) => self.create(object),
+            Some(Step::Replace(object)) => self.replace(object),
+            Some(Step::Delete(reference)) => {
+                self.delete(Key::from_wire(reference).ok_or_else(|| invalid("malformed reference"))?)
+            }
+            Some(Step::UseTicket(ticket)) => self.use_ticket(ticket),
+            Some(Step::TaskObserved(report)) => self.observe(report),
+            Some(Step::AddTombstone(add)) => self.add_tombstone(add.tombstone.as_ref()),
+            None => Err(invalid("empty change")),
+        }
+    }
+
+    fn create(&mut self, object: &Object) -> Result<(), Rejection> {
+        let key = object::key(object).ok_or_else(|| invalid("malformed object"))?;
+        if self.state.get(key).is_some() {
+            return Err(reject(Code::Exists, Some(key), "the id is taken"));
+        }
+        self.put(key, object.clone())
+    }
+
+    fn replace(&mut self, object: &Object) -> Result<(), Rejection> {
+        let key = object::key(object).ok_or_else(|| invalid("malformed object"))?;
+        let old = self.existing(key)?;
+        let mut new = object.clone();
+        match (old.object.as_ref(), new.object.as_mut()) {
+            (Some(Any::Task(old)), Some(Any::Task(new))) => keep_observed(old, new)?,
+            (Some(Any::Cluster(old)), Some(Any::Cluster(new))) => {
+                if new.level < old.level || new.epoch < old.epoch {
+                    return Err(reject(Code::Invalid, Some(key), "level and epoch never fall"));
+                }
+                // Only `AddTombstone` writes them: a plan made before one was added cannot take it back.
+                new.tombstones.clone_from(&old.tombstones);
+            }
+            _ => {}
+        }
+        self.put(key, new)
+    }
+
+    fn delete(&mut self, key: Key) -> Result<(), Rejection> {
+        if key.kind() == Kind::Cluster {
+            return Err(reject(
+                Code::Invalid,
+                Some(key),
+                "the cluster object is never deleted",
+            ));
+        }
+        if self.state.is_referenced(key) {
+            return Err(reject(Code::Referenced, Some(key), "another object refers to it"));
+        }
+        if self.state.remove(key).is_some() {
+            self.event(event::Change::Deleted(key.to_wire()));
+        }
+        Ok(())
+    }
+
+    fn use_ticket(&mut self, ticket_use: &TicketUse) -> Result<(), Rejection> {
+        let id = ticket_use
+            .ticket_id
+            .as_slice()
+            .try_into()
+            .map_err(|_| invalid("malformed ticket id"))?;
+        let key = Key::new(Kind::Ticket, id);
+        let mut object = Object::clone(&*self.existing(key)?);
+        let Some(Any::Ticket(ticket)) = &mut object.object else {
+            return Err(invalid("not a ticket"));
+        };
+        if ticket.expires_at <= self.transaction.at {
+            return Err(reject(Code::Ticket, Some(key), "the ticket expired"));
+        }
+        ticket.uses_left = ticket
+            .uses_left
+            .checked_sub(1)
+            .ok_or_else(|| reject(Code::Ticket, Some(key), "the ticket is used up"))?;
+        self.put(key, object)
+    }
+
+    /// Reports come in batches from many workers, so one that does not count is passed over, not refused.
+    fn observe(&mut self, report: &TaskObserved) -> Result<(), Rejection> {
+        let id = report
+            .task_id
+            .as_slice()
+            .try_into()
+            .map_err(|_| invalid("malformed task id"))?;
+        let key = Key::new(Kind::Task, id);
+        let status = report
+            .status
+            .as_ref()
+            .ok_or_else(|| invalid("a report without a status"))?;
+        let state = TaskState::try_from(status.state).map_err(|_| invalid("unknown task state"))?;
+        if state < TaskState::Preparing || state == TaskState::Lost {
+            return Err(reject(
+                Code::Invalid,
+                Some(key),
+                "not a state that a worker reports",
+            ));
+        }
+        let Some(old) = self.state.get(key).cloned() else {
+            return Ok(());
+        };
+        let mut object = Object::clone(&*old);
+        let Some(Any::Task(task)) = &mut object.object else {
+            return Ok(());
+        };
+        let current = observed(task);
+        let owner = !task.node_id.is_empty() && task.node_id == report.node_id;
+        if !owner || is_over(current) || status.state < current || task.status.as_ref() == Some(status) {
+            return Ok(());
+        }
+        task.status = Some(status.clone());
+        self.put(key, object)
+    }
+
+    fn add_tombstone(&mut self, tombstone: Option<&Tombstone>) -> Result<(), Rejection> {
+        let tombstone = tombstone
+            .filter(|it| it.key_id.len() == 32)
+            .ok_or_else(|| invalid("malformed tombstone"))?;
+        let Some(old) = self.state.list(Kind::Cluster).next().cloned() else {
+            return Err(reject(Code::NotFound, None, "there is no cluster object yet"));
+        };
+        let mut object = Object::clone(&*old);
+        let key = object::key(&object).ok_or_else(|| invalid("malformed object"))?;
+        let Some(Any::Cluster(cluster)) = &mut object.object else {
+            return Err(invalid("not a cluster"));
+        };
+        if cluster.tombstones.iter().any(|it| it.key_id == tombstone.key_id) {
+            return Ok(());
+        }
+        cluster.tombstones.push(tombstone.clone());
+        self.put(key, object)
+    }
+
+    fn existing(&self, key: Key) -> Result<Arc<Object>, Rejection> {
+        self.state
+            .get(key)
+            .cloned()
+            .ok_or_else(|| reject(Code::NotFound, Some(key), "no such object"))
+    }
+
+    /// The one way into the state: what holds for every object is checked here.
+    fn put(&mut self, key: Key, mut new: Object) -> Result<(), Rejection> {
+        let named = !matches!(key.kind(), Kind::Ticket | Kind::Task);
+        match object::name(&new) {
+            Some(name) if !name.is_empty() && name.len() <= limits::IMAGE_REFERENCE_CHARS => {
+                let holder = self.state.names.get(&(key.kind(), name.to_owned()));
+                if holder.is_some_and(|holder| *holder != key) {
+                    return Err(reject(Code::NameTaken, Some(key), "another object has this name"));
+                }
+            }
+            None if !named => {}
+            _ => {
+                return Err(reject(
+                    Code::Invalid,
+                    Some(key),
+                    "the name is missing or too long",
+                ));
+            }
+        }
+        if !object::references_well_formed(&new) {
+            return Err(reject(Code::Invalid, Some(key), "malformed reference"));
+        }
+        if let Some(missing) = object::references(&new).find(|target| self.state.get(*target).is_none()) {
+            return Err(reject(
+                Code::Dangling,
+                Some(missing),
+                "refers to an object that is not there",
+            ));
+        }
+        let old = self.state.get(key).and_then(|old| object::meta(old));
+        let meta = Meta {
+            version: self.index,
+            created_index: old.map_or(self.index, |meta| meta.created_index),
+            created_at: old.map_or(self.transaction.at, |meta| meta.created_at),
+            updated_at: self.transaction.at,
+            last_request: self.transaction.request_id.clone(),
+            last_actor: self.transaction.actor.clone(),
+        };
+        object::set_meta(&mut new, meta);
+        self.event(event::Change::Put(new.clone()));
+        self.state.insert(key, Arc::new(new));
+        Ok(())
+    }
+
+    fn event(&mut self, change: event::Change) {
+        let (at, actor) = (self.transaction.at, self.transaction.actor.clone());
+        self.events.push(Event {
+            index: self.index,
+            at,
+            actor,
+            change: Some(change),
+        });
+    }
+}
+
+fn observed(task: &Task) -> i32 {
+    task.status.as_ref().map_or(0, |status| status.state)
+}
+
+fn is_over(state: i32) -> bool {
+    state >= i32::from(TaskState::Complete)
+}
+
+/// A manager moves what is desired and places a task once; what was observed stays the worker's, but for *lost*.
+fn keep_observed(old: &Task, new: &mut Task) -> Result<(), Rejection> {
+    if new.service_id != old.service_id || (!old.node_id.is_empty() && new.node_id != old.node_id) {
+        return Err(invalid("a task never changes its service or its node"));
+    }
+    if new.desired < old.desired {
+        return Err(invalid("the desired state of a task never falls"));
+    }
+    let (before, after) = (observed(old), observed(new));
+    let lost = after == i32::from(TaskState::Lost) && !is_over(before);
+    if !old.node_id.is_empty() && !lost {
+        new.status.clone_from(&old.status);
+    } else if after < before {
+        return Err(invalid("the state of a task never falls"));
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! The replicated state: every object of the cluster, and what `apply` makes of one transaction.
+//!
+//! All of it is pure: no clock, no randomness, no I/O, so that two replicas that apply the same entries hold the same
+//! state. A [`State`] is persistent maps, so a clone, which is what readers and snapshots get, is a pointer copy.
+
+mod apply;
+mod events;
+mod object;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bulkhead_proto::wire::{Kind, Object};
+use imbl::{OrdMap, OrdSet};
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+
+pub use apply::{Applied, FatalApply, LEVEL};
+pub use events::{Compacted, EventRing};
+pub use object::Key;
+pub use snapshot::{Decoder, SnapshotError, chunks};
+
+/// All objects at one commit index. Clone it to keep a view: the clone never changes.
+#[derive(Clone, Default, Debug)]
+pub struct State {
+    index: u64,
+    objects: OrdMap<Key, Arc<Object>>,
+    names: OrdMap<(Kind, String), Key>,
+    /// (target, source): who refers to an object. Tasks of a node or users of a secret are one range of it.
+    references: OrdSet<(Key, Key)>,
+    digest: [u8; 32],
+}
+
+/// Why a name, id or prefix found no single object.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FindError {
+    #[error("no such object")]
+    NotFound,
+    #[error("more than one id starts with this prefix; give more of it")]
+    Ambiguous,
+}
+
+impl State {
+    /// The commit index of the last entry applied.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Equal on two replicas at one index if their objects are. It finds faults, not attackers: replicas are trusted.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The object under this key.
+    pub fn get(&self, key: Key) -> Option<&Arc<Object>> {
+        self.objects.get(&key)
+    }
+
+    /// All objects of one kind, by id.
+    pub fn list(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects
+            .range(Key::first(kind)..=Key::last(kind))
+            .map(|(_, object)| object)
+    }
+
+    /// The object of this kind that has the name.
+    pub fn by_name(&self, kind: Kind, name: &str) -> Option<&Arc<Object>> {
+        self.get(*self.names.get(&(kind, name.to_owned()))?)
+    }
+
+    /// The one object of this kind whose id starts with these bytes.
+    pub fn by_prefix(&self, kind: Kind, prefix: &[u8]) -> Result<&Arc<Object>, FindError> {
+        let from = Key::prefix(kind, prefix).ok_or(FindError::NotFound)?;
+        let mut found = self
+            .objects
+            .range(from..=Key::last(kind))
+            .take_while(|(key, _)| key.id().starts_with(prefix));
+        let (_, object) = found.next().ok_or(FindError::NotFound)?;
+        match found.next() {
+            Some(_) => Err(FindError::Ambiguous),
+            None => Ok(object),
+        }
+    }
+
+    /// The objects of kind `source` that refer to `target`: tasks of a node, services that use a secret.
+    pub fn referrers(&self, target: Key, source: Kind) -> impl Iterator<Item = &Arc<Object>> {
+        self.references
+            .range((target, Key::first(source))..=(target, Key::last(source)))
+            .filter_map(|(_, source)| self.objects.get(source))
+    }
+
+    fn is_referenced(&self, target: Key) -> bool {
+        self.references
+            .range((target, Key::MIN)..=(target, Key::MAX))
+            .next()
+            .is_some()
+    }
+
+    /// Puts an object with its index entries; the caller has checked it.
+    fn insert(&mut self, key: Key, object: Arc<Object>) {
+        self.remove(key);
+        if let Some(name) = object::name(&object) {
+            self.names.insert((key.kind(), name.to_owned()), key);
+        }
+        for target in object::references(&object) {
+            self.references.insert((target, key));
+        }
+        self.toggle(&object);
+        self.objects.insert(key, object);
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Arc<Object>> {
+        let object = self.objects.remove(&key)?;
+        if let Some(name) = object::name(&object) {
+            self.names.remove(&(key.kind(), name.to_owned()));
+        }
+        for target in object::references(&object) {
+            self.references.remove(&(target, key));
+        }
+        self.toggle(&object);
+        Some(object)
+    }
+
+    /// Adds an object to the digest or takes it out: exclusive or of hashes does not depend on the order.
+    fn toggle(&mut self, object: &Object) {
+        let hash = Sha256::digest(object.encode_to_vec());
+        for (byte, other) in self.digest.iter_mut().zip(hash) {
+            *byte ^= other;
+        }
+    }
+}
