@@ -119,4 +119,24 @@ mod tests {
             assert_eq!(ask(KeyState::Tombstoned), Decision::Denied);
         }
     }
+
+    #[test]
+    fn a_listed_caller_of_the_row_is_allowed_by_a_fresh_replica() {
+        each(|method, caller, key, age, got| {
+            let called_rightly = method.callers().contains(caller);
+            let proven = key == KeyState::Listed || caller == Caller::Local;
+            if called_rightly && proven && age == ReplicaAge::Fresh {
+                assert_eq!(got, Decision::Allowed, "{} {caller} {key:?}", method.path());
+            }
+        });
+    }
+
+    #[test]
+    fn status_answers_from_a_stale_replica() {
+        let ask = |caller, key| decide(Method::ControlGetClusterStatus, caller, key, ReplicaAge::Stale);
+        assert_eq!(ask(Caller::Operator, KeyState::Listed), Decision::Allowed);
+        assert_eq!(ask(Caller::Operator, KeyState::Unknown), Decision::Unavailable);
+        assert_eq!(ask(Caller::Operator, KeyState::Tombstoned), Decision::Denied);
+        assert_eq!(ask(Caller::Local, KeyState::Unknown), Decision::Allowed);
+    }
 }
