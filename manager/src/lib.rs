@@ -2,5 +2,6 @@
 
 pub mod authz;
 pub mod freshness;
+pub mod scheduler;
 
 pub use freshness::Freshness;
