@@ -1,0 +1,3 @@
+//! What the leader decides about running things: pure state and plans, without a clock of their own.
+
+pub mod liveness;
