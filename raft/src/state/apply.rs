@@ -119,25 +119,26 @@ impl Run<'_> {
             .try_for_each(|change| self.change(change))
     }
 
-    /// Transactions are whole, so one object that this request touched last proves that all of it was done.
+    /// Transactions are whole, so one object that this request wrote last proves that all of it was done. Everything
+    /// it would create must be there too: a request id comes from outside, and another transaction under a known one
+    /// (a second node on a used-up ticket) must not pass for done. A ticket proves nothing, since others use it.
     fn is_retry(&self) -> bool {
         let request = &self.transaction.request_id;
-        let touched = |change: &Change| {
-            let key = match change.change.as_ref()? {
-                Step::Create(object) | Step::Replace(object) => object::key(object)?,
-                Step::UseTicket(ticket) => {
-                    Key::new(Kind::Ticket, ticket.ticket_id.as_slice().try_into().ok()?)
-                }
-                Step::Delete(_) | Step::TaskObserved(_) | Step::AddTombstone(_) => return None,
+        let mut wrote = false;
+        for change in &self.transaction.changes {
+            let (object, creates) = match &change.change {
+                Some(Step::Create(object)) => (object, true),
+                Some(Step::Replace(object)) => (object, false),
+                _ => continue,
             };
-            Some(object::meta(self.state.get(key)?)?.last_request == *request)
-        };
-        !request.is_empty()
-            && self
-                .transaction
-                .changes
-                .iter()
-                .any(|change| touched(change) == Some(true))
+            let found = object::key(object).and_then(|key| self.state.get(key));
+            if creates && found.is_none() {
+                return false;
+            }
+            let meta = found.and_then(|found| object::meta(found));
+            wrote |= meta.is_some_and(|meta| meta.last_request == *request);
+        }
+        wrote && !request.is_empty()
     }
 
     fn check(&self, precondition: &Precondition) -> Result<(), Rejection> {

@@ -212,6 +212,35 @@ fn a_ticket_admits_as_often_as_it_says_and_a_retry_counts_once() {
 }
 
 #[test]
+fn another_node_under_the_request_of_the_last_one_is_no_retry() {
+    let mut state = State::default();
+    let ticket = Ticket {
+        id: id(1),
+        uses_left: 1,
+        expires_at: i64::MAX,
+        ..Default::default()
+    };
+    assert_eq!(
+        apply(&mut state, 1, vec![Step::Create(object(Any::Ticket(ticket)))]),
+        None
+    );
+    let join = |n| {
+        vec![
+            Step::UseTicket(TicketUse { ticket_id: id(1) }),
+            Step::Create(node(n)),
+        ]
+    };
+    assert_eq!(apply(&mut state, 2, join(7)), None);
+    assert_eq!(
+        apply(&mut state, 2, join(7)),
+        None,
+        "the same join again is a retry"
+    );
+    assert_eq!(apply(&mut state, 2, join(8)), Some(RejectionCode::Ticket));
+    assert_eq!(state.list(Kind::Node).count(), 1);
+}
+
+#[test]
 fn a_task_never_goes_back_and_only_its_owner_reports() {
     let mut state = State::default();
     let steps = vec![
