@@ -2,11 +2,13 @@
 //!
 //! Nothing here opens a socket, reads a clock or spawns a task, so each crate may depend on it.
 
+pub mod code;
 pub mod ids;
 pub mod limits;
 pub mod method;
 pub mod wire;
 
+pub use code::{CODE_KEY, Code, Exit, HINT_KEY};
 pub use ids::{
     ClusterId, Digest, ImageId, KeyId, MemberId, NodeId, RequestId, Role, SecretId, ServiceId, Slot,
     SpecVersion, TaskId, TicketId, Version,

@@ -28,6 +28,8 @@ pub const ENVIRONMENT_ENTRY_BYTES: usize = 32 << 10;
 pub const ARGUMENTS: usize = 512;
 /// Bytes of one argument.
 pub const ARGUMENT_BYTES: usize = 32 << 10;
+/// The port that a manager listens on unless told otherwise.
+pub const MANAGER_PORT: u16 = 7443;
 /// Replicas of one service.
 pub const REPLICAS: u32 = 10_000;
 /// Secrets, published ports, constraints and tmpfs paths of one service, each.
