@@ -6,5 +6,11 @@
 pub mod encryption;
 pub mod file_system;
 pub mod log_store;
+pub mod runtime;
 pub mod seam;
 pub mod state;
+mod type_config;
+
+pub use type_config::{
+    Answer, Command, Entry, LogId, Member, Membership, StoredMembership, TypeConfig, Vote, log_id,
+};
