@@ -1,0 +1,325 @@
+//! Which managers vote: the way of a learner into the quorum and of a voter out of it.
+//!
+//! What is wanted is replicated state (`Cluster.desired_voters`); the leader moves Raft towards it, one step at a time.
+//! A manager becomes wanted only once it has committed that it opens the newest key-ring epoch: a quorum of managers
+//! that cannot read a secret would be of no use to anyone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bulkhead_proto::wire::{self, Cluster, Kind, Node, Role, change, object, precondition};
+use bulkhead_raft::state::State;
+
+/// What Raft itself knows of its members.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RaftMembers {
+    /// Those that vote; two sets while a joint configuration is under way.
+    pub voters: Vec<BTreeSet<u64>>,
+    /// Every member, learners included.
+    pub all: BTreeSet<u64>,
+}
+
+/// The next thing to do about who votes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Commit this set as the wanted one; the transaction is refused if the cluster object moved on.
+    Want {
+        /// What to commit.
+        changes: Vec<wire::Change>,
+        /// The cluster object as it was read.
+        preconditions: Vec<wire::Precondition>,
+    },
+    /// Move Raft to these voters, and forget members without a record.
+    Reconcile {
+        /// Who votes.
+        voters: BTreeSet<u64>,
+        /// Who leaves, learner or voter.
+        strangers: BTreeSet<u64>,
+    },
+}
+
+/// Decides what the leader does next; nothing when Raft is as it is wanted.
+pub fn plan(state: &State, raft: &RaftMembers) -> Option<Step> {
+    let cluster = cluster(state)?;
+    let wanted: BTreeSet<u64> = cluster.desired_voters.iter().copied().collect();
+    let managers = managers(state);
+    let newest = cluster
+        .key_ring
+        .iter()
+        .map(|epoch| epoch.epoch)
+        .max()
+        .unwrap_or(0);
+    let ready = managers.iter().filter(|(member, node)| {
+        raft.all.contains(member) && node.opened_epoch >= newest && !node.envelope_key.is_empty()
+    });
+    let next: BTreeSet<u64> = wanted
+        .iter()
+        .copied()
+        // A voter whose record is gone was removed on purpose.
+        .filter(|member| managers.contains_key(member))
+        .chain(ready.map(|(member, _)| *member))
+        .collect();
+    if next.is_empty() {
+        return None; // never plan a cluster without voters, whatever the state says
+    }
+    if next != wanted {
+        return Some(want(&cluster, &next, Vec::new()));
+    }
+    // Learners on their way in have a record; a member without one has left.
+    let strangers: BTreeSet<u64> = raft
+        .all
+        .iter()
+        .copied()
+        .filter(|member| !managers.contains_key(member))
+        .collect();
+    let settled = raft.voters.as_slice() == std::slice::from_ref(&wanted) && strangers.is_empty();
+    (!settled).then_some(Step::Reconcile {
+        voters: wanted,
+        strangers,
+    })
+}
+
+/// Why a manager may not leave.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LeaveError {
+    /// No manager has this member id.
+    #[error("member {0} is no manager of this cluster")]
+    Unknown(u64),
+    /// The cluster would have no voter.
+    #[error("it is the last manager: without it there is no cluster")]
+    Last,
+    /// Too few of the others answer to go on deciding.
+    #[error(
+        "{alive} of the {voters} managers that would remain answer; {needed} are needed to decide anything"
+    )]
+    Quorum {
+        /// Voters without the one that leaves.
+        voters: usize,
+        /// Those among them that were heard lately.
+        alive: usize,
+        /// A majority of them.
+        needed: usize,
+    },
+}
+
+/// Plans the departure of a manager that asked for it: no longer wanted, no longer a holder of the key ring.
+pub fn leave(state: &State, member: u64, alive: &BTreeSet<u64>) -> Result<Step, LeaveError> {
+    let cluster = cluster(state).ok_or(LeaveError::Unknown(member))?;
+    let managers = managers(state);
+    let node = managers.get(&member).ok_or(LeaveError::Unknown(member))?;
+    let mut next: BTreeSet<u64> = cluster.desired_voters.iter().copied().collect();
+    next.remove(&member);
+    let (voters, needed) = (next.len(), next.len() / 2 + 1);
+    let alive = next.intersection(alive).count();
+    if voters == 0 {
+        return Err(LeaveError::Last);
+    }
+    if alive < needed {
+        return Err(LeaveError::Quorum {
+            voters,
+            alive,
+            needed,
+        });
+    }
+    let mut node = Node::clone(node);
+    node.opened_epoch = 0;
+    node.envelope_key.clear();
+    let node = replace(object::Object::Node(node));
+    Ok(want(&cluster, &next, vec![node]))
+}
+
+fn want(cluster: &Cluster, voters: &BTreeSet<u64>, mut changes: Vec<wire::Change>) -> Step {
+    let read = wire::VersionIs {
+        object: Some(wire::ObjectRef {
+            kind: Kind::Cluster.into(),
+            id: cluster.id.clone(),
+        }),
+        version: cluster.meta.as_ref().map_or(0, |meta| meta.version),
+    };
+    let mut cluster = cluster.clone();
+    cluster.desired_voters = voters.iter().copied().collect();
+    changes.insert(0, replace(object::Object::Cluster(cluster)));
+    Step::Want {
+        changes,
+        preconditions: vec![wire::Precondition {
+            precondition: Some(precondition::Precondition::VersionIs(read)),
+        }],
+    }
+}
+
+fn replace(object: object::Object) -> wire::Change {
+    let object = wire::Object { object: Some(object) };
+    wire::Change {
+        change: Some(change::Change::Replace(object)),
+    }
+}
+
+fn cluster(state: &State) -> Option<Cluster> {
+    match &state.list(Kind::Cluster).next()?.object {
+        Some(object::Object::Cluster(cluster)) => Some(cluster.clone()),
+        _ => None,
+    }
+}
+
+fn managers(state: &State) -> BTreeMap<u64, &Node> {
+    state
+        .list(Kind::Node)
+        .filter_map(|object| match &object.object {
+            Some(object::Object::Node(node)) if node.role() == Role::Manager => Some((node.member_id, node)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message as _;
+
+    fn manager(member: u64, opened: u32) -> wire::Change {
+        let node = Node {
+            id: vec![u8::try_from(member).expect("small"); 16],
+            name: format!("manager-{member}"),
+            role: Role::Manager.into(),
+            member_id: member,
+            envelope_key: if opened > 0 { vec![1; 32] } else { Vec::new() },
+            opened_epoch: opened,
+            ..Default::default()
+        };
+        create(object::Object::Node(node))
+    }
+
+    fn create(object: object::Object) -> wire::Change {
+        let object = wire::Object { object: Some(object) };
+        wire::Change {
+            change: Some(change::Change::Create(object)),
+        }
+    }
+
+    /// A cluster at epoch 1 with these (member, opened epoch) managers.
+    fn state(wanted: &[u64], managers: &[(u64, u32)]) -> State {
+        let cluster = Cluster {
+            id: vec![9; 16],
+            key_ring: vec![wire::KeyRingEpoch {
+                epoch: 1,
+                envelopes: Vec::new(),
+            }],
+            desired_voters: wanted.to_vec(),
+            ..Default::default()
+        };
+        let nodes = managers.iter().map(|(member, opened)| manager(*member, *opened));
+        apply(
+            State::default(),
+            nodes.chain([create(object::Object::Cluster(cluster))]).collect(),
+        )
+    }
+
+    fn apply(mut state: State, changes: Vec<wire::Change>) -> State {
+        let transaction = wire::Transaction {
+            level: 1,
+            request_id: vec![u8::try_from(state.index()).expect("small") + 1; 16],
+            changes,
+            ..Default::default()
+        };
+        let index = state.index() + 1;
+        let applied = state
+            .apply(index, 1, &transaction.encode_to_vec())
+            .expect("a known level");
+        assert_eq!(applied.outcome.rejection, None);
+        state
+    }
+
+    fn raft(voters: &[&[u64]], all: &[u64]) -> RaftMembers {
+        RaftMembers {
+            voters: voters.iter().map(|set| set.iter().copied().collect()).collect(),
+            all: all.iter().copied().collect(),
+        }
+    }
+
+    /// Applies what the plan wants until it asks for a reconciliation or nothing.
+    fn settle(mut state: State, raft: &RaftMembers) -> (State, Option<Step>) {
+        for _ in 0..4 {
+            match plan(&state, raft) {
+                Some(Step::Want { changes, .. }) => state = apply(state, changes),
+                other => return (state, other),
+            }
+        }
+        panic!("the plan never settles")
+    }
+
+    fn reconcile(voters: &[u64], strangers: &[u64]) -> Option<Step> {
+        Some(Step::Reconcile {
+            voters: voters.iter().copied().collect(),
+            strangers: strangers.iter().copied().collect(),
+        })
+    }
+
+    #[test]
+    fn the_plan_for_each_situation() {
+        let check = |what: &str, state: State, raft: RaftMembers, expected: Option<Step>| {
+            assert_eq!(settle(state, &raft).1, expected, "{what}");
+        };
+        check("settled", state(&[1], &[(1, 1)]), raft(&[&[1]], &[1]), None);
+        check(
+            "a learner that opened the key ring votes",
+            state(&[1], &[(1, 1), (2, 1)]),
+            raft(&[&[1]], &[1, 2]),
+            reconcile(&[1, 2], &[]),
+        );
+        check(
+            "a learner that did not waits",
+            state(&[1], &[(1, 1), (2, 0)]),
+            raft(&[&[1]], &[1, 2]),
+            None,
+        );
+        check(
+            "a manager that Raft does not know yet waits",
+            state(&[1], &[(1, 1), (2, 1)]),
+            raft(&[&[1]], &[1]),
+            None,
+        );
+        check(
+            "a joint configuration left by a crash is flattened",
+            state(&[1, 2], &[(1, 1), (2, 1)]),
+            raft(&[&[1], &[1, 2]], &[1, 2]),
+            reconcile(&[1, 2], &[]),
+        );
+        check(
+            "a removed manager leaves",
+            state(&[1, 2, 3], &[(1, 1), (2, 1)]),
+            raft(&[&[1, 2, 3]], &[1, 2, 3]),
+            reconcile(&[1, 2], &[3]),
+        );
+        check(
+            "never a cluster without voters",
+            state(&[7], &[]),
+            raft(&[&[7]], &[7]),
+            None,
+        );
+    }
+
+    #[test]
+    fn who_leaves_is_not_taken_back() {
+        let three = state(&[1, 2, 3], &[(1, 1), (2, 1), (3, 1)]);
+        let Ok(Step::Want { changes, .. }) = leave(&three, 3, &[1, 2, 3].into()) else {
+            panic!("it may leave")
+        };
+        let (_, step) = settle(apply(three, changes), &raft(&[&[1, 2, 3]], &[1, 2, 3]));
+        assert_eq!(step, reconcile(&[1, 2], &[]));
+    }
+
+    #[test]
+    fn nobody_leaves_a_cluster_that_could_not_decide_any_more() {
+        let two = state(&[1, 2], &[(1, 1), (2, 1)]);
+        let lost = LeaveError::Quorum {
+            voters: 1,
+            alive: 0,
+            needed: 1,
+        };
+        assert_eq!(leave(&two, 2, &[2].into()), Err(lost));
+        assert_eq!(
+            leave(&state(&[1], &[(1, 1)]), 1, &[1].into()),
+            Err(LeaveError::Last)
+        );
+        assert_eq!(leave(&two, 9, &[1].into()), Err(LeaveError::Unknown(9)));
+    }
+}
