@@ -203,6 +203,11 @@ impl Ingest {
         Ok(())
     }
 
+    /// How many bytes have come: where a broken transfer goes on.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
     /// Checks size and digest, brings the bytes to the disk, and only then names them by the digest.
     pub fn finish(self) -> Result<(), BlobError> {
         if self.written < self.size {

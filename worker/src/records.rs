@@ -54,9 +54,14 @@ impl Records {
         Ok(found)
     }
 
-    /// Remembers a task's state; handed to the kernel before this returns, so that a crash of the worker keeps it.
+    /// Remembers a task's state; a crash may forget it before [`Records::flush`].
     pub fn put(&self, task: TaskId, seen: &Observed) -> Result<(), RecordError> {
         self.tasks.insert(task.as_bytes(), encode(seen))?;
+        Ok(())
+    }
+
+    /// Hands everything to the kernel, so that a crash of the worker keeps it.
+    pub fn flush(&self) -> Result<(), RecordError> {
         self.tasks.flush()?;
         Ok(())
     }
@@ -75,10 +80,9 @@ impl Records {
             .unwrap_or_default())
     }
 
-    /// Remembers how far the managers were.
+    /// Remembers how far the managers were, as [`Records::put`].
     pub fn set_seen(&self, seen: Seen) -> Result<(), RecordError> {
         self.node.insert(SEEN, encode(&seen))?;
-        self.node.flush()?;
         Ok(())
     }
 }
@@ -102,6 +106,7 @@ mod tests {
         records.put(two, &Observed::assigned(6)).expect("put");
         records.remove(two).expect("remove");
         records.set_seen(seen).expect("set");
+        records.flush().expect("flush");
         drop(records);
         let records = Records::open(folder.path()).expect("open again");
         assert_eq!(

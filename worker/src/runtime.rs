@@ -5,7 +5,7 @@
 
 use bulkhead_launcher::connection::Connection;
 use bulkhead_launcher::message::{
-    DiffId, Envelope, Event, FromLauncher, LayerRecord, NodeFacts, Refusal, Reply, Request, TaskId,
+    DiffId, Envelope, Event, FromLauncher, LayerRecord, NodeFacts, Profile, Refusal, Reply, Request, TaskId,
     TaskSignal, TaskSpec, TaskStatus, UnpackLayer,
 };
 use std::collections::BTreeMap;
@@ -160,6 +160,14 @@ impl Runtime {
         match (reply, <[OwnedFd; 1]>::try_from(descriptors)) {
             (Reply::Sockets, Ok([socket])) => Ok(socket),
             _ => Err(unfitting("Sockets")),
+        }
+    }
+
+    /// The sandbox of a running task, as the kernel reports it.
+    pub async fn inspect(&self, task: TaskId) -> Result<Profile, RuntimeError> {
+        match self.call(Request::Inspect { task }, vec![]).await?.0 {
+            Reply::Profile(profile) => Ok(*profile),
+            _ => Err(unfitting("Inspect")),
         }
     }
 

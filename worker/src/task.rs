@@ -117,7 +117,7 @@ pub struct Observed {
     pub state: State,
     /// When this state was seen, in milliseconds since 1970.
     pub at_ms: i64,
-    /// Why, for people.
+    /// Why, or what is wrong with it, for people.
     pub message: String,
     /// The exit code, when it exited by itself.
     pub exit_code: Option<i32>,
@@ -127,6 +127,9 @@ pub struct Observed {
     pub out_of_memory: bool,
     /// Its process on the host; 0 before it ran.
     pub pid: u32,
+    /// Its sandbox as the kernel reports it, as JSON; empty before it ran.
+    #[serde(default)]
+    pub profile: String,
 }
 
 impl Observed {
@@ -140,6 +143,7 @@ impl Observed {
             signal: None,
             out_of_memory: false,
             pid: 0,
+            profile: String::new(),
         }
     }
 
@@ -199,7 +203,7 @@ impl Observed {
             signal: self.signal,
             out_of_memory: self.out_of_memory,
             pid: self.pid,
-            profile: Vec::new(),
+            profile: self.profile.clone().into_bytes(),
         }
     }
 }

@@ -76,9 +76,13 @@ pub struct Layer {
 impl Layer {
     /// The layer's name at the launcher.
     pub fn diff_id(&self) -> DiffId {
-        DiffId::try_from(self.diff.to_string())
-            .expect("a digest's text is sha256: and 64 lower-case hex digits")
+        diff_id(self.diff)
     }
+}
+
+/// A layer's name at the launcher.
+pub(super) fn diff_id(diff: Digest) -> DiffId {
+    DiffId::try_from(diff.to_string()).expect("a digest's text is sha256: and 64 lower-case hex digits")
 }
 
 /// How a layer's blob is compressed.

@@ -1,7 +1,7 @@
 //! The assignments of this node as a session delivers them: complete first, then differences, never older than
 //! what was seen before.
 
-use super::assignment::{Assignment, Image, Malformed, id};
+use super::assignment::{Assignment, Image, Layer, Malformed, id};
 use crate::secrets::Secrets;
 use bulkhead_proto::{ImageId, SecretId, TaskId, limits, wire};
 use serde::{Deserialize, Serialize};
@@ -130,6 +130,11 @@ impl Assignments {
     /// The image of a task.
     pub fn image(&self, image: ImageId) -> Option<&Image> {
         self.images.get(&image)
+    }
+
+    /// The layers that these tasks need.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.images.values().flat_map(|image| &image.layers)
     }
 
     /// The secrets for these tasks.

@@ -11,4 +11,4 @@ pub use assignment::{Assignment, Desired, Image, Layer};
 pub use assignments::{AssignmentError, Assignments, Seen};
 pub use plan::{Action, Plan, View, plan};
 pub use reporter::Reporter;
-pub use shell::{Agent, Fetch, Input, Output};
+pub use shell::{Agent, AgentError, Fetch, Input, Known, Output};

@@ -20,6 +20,8 @@ pub enum Action {
     Stop(LaunchId),
     /// Delete what the launcher keeps of an ended task.
     Remove(LaunchId),
+    /// Delete an unpacked layer that no task has needed for long.
+    RemoveLayer(Digest),
     /// Fetch a blob from a manager.
     Fetch(Layer),
     /// Have a fetched layer unpacked.
@@ -109,6 +111,8 @@ fn launched(view: View<'_>, assignment: &Assignment, status: &TaskStatus, plan: 
     let stop = assignment.desired >= Desired::Shutdown;
     match &status.state {
         TaskState::Starting => {}
+        // The start's own end tells more: what the sandbox is like.
+        TaskState::Running if view.under_way.contains(&Action::Start(assignment.task)) => {}
         TaskState::Running => plan
             .events
             .push((assignment.task, Event::Running { pid: status.pid })),

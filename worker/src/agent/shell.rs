@@ -4,17 +4,19 @@
 //! decision of its own, so restart, new assignments and a task's end take one path.
 
 use super::Layer;
+use super::assignment::diff_id;
 use super::assignments::{AssignmentError, Assignments, Seen};
 use super::plan::{Action, View, plan};
 use super::reporter::Reporter;
 use super::start::task_spec;
-use crate::image::{BlobError, BlobStore, Ingest};
-use crate::proxy::{Connect, Proxy, published};
+use crate::image::{BlobError, BlobStore, Ingest, Unused};
+use crate::proxy::{Connect, PortError, Proxy, published};
 use crate::records::{RecordError, Records};
 use crate::runtime::{Runtime, RuntimeError};
 use crate::task::{Event, Observed, State};
 use bulkhead_launcher::message::{
-    Event as LauncherEvent, RefusalCode, TaskId as LaunchId, TaskSignal, TaskState, TaskStatus, UnpackLayer,
+    Event as LauncherEvent, RefusalCode, TaskId as LaunchId, TaskSignal, TaskSpec, TaskState, TaskStatus,
+    UnpackLayer,
 };
 use bulkhead_proto::{Digest, TaskId, wire};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +24,7 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use zeroize::Zeroizing;
 
@@ -53,8 +55,19 @@ pub enum Input {
 pub enum Output {
     /// Reports to send.
     Status(wire::StatusBatch),
+    /// Assignments up to this sequence are taken over.
+    Applied(u64),
     /// The manager is behind or its updates do not fit: end the session, try another manager.
     EndSession(AssignmentError),
+}
+
+/// What a session's first message tells of this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// How far the managers were.
+    pub seen: Seen,
+    /// Tasks that this node has a record of.
+    pub tasks: Vec<TaskId>,
 }
 
 /// Why the agent cannot go on. The launcher starts the program again.
@@ -74,6 +87,11 @@ pub enum AgentError {
 /// How an action ended.
 enum Ended {
     Done,
+    /// The task runs, in this sandbox (JSON).
+    Started {
+        pid: u32,
+        profile: String,
+    },
     /// It did not work, and has waited to be tried again.
     Again,
     /// It will never work; the reason for the tasks that need it.
@@ -94,6 +112,9 @@ pub struct Agent<F, C, N> {
     reporter: Reporter,
     under_way: BTreeSet<Action>,
     doing: JoinSet<(Action, Ended)>,
+    unused_blobs: Unused,
+    unused_layers: Unused,
+    known: watch::Sender<Known>,
 }
 
 impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
@@ -106,19 +127,38 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
         proxy: Proxy<C>,
         now_ms: N,
     ) -> Result<Self, AgentError> {
+        let observed = records.tasks()?;
+        // What an earlier run had not brought to a manager's knowledge is told again; states only rise.
+        let mut reporter = Reporter::default();
+        for (task, seen) in &observed {
+            reporter.note(*task, seen.clone());
+        }
+        let seen = records.seen()?;
+        let (known, _) = watch::channel(Known {
+            seen,
+            tasks: observed.keys().copied().collect(),
+        });
         Ok(Agent {
-            assignments: Assignments::new(records.seen()?),
-            observed: records.tasks()?,
+            assignments: Assignments::new(seen),
+            observed,
             runtime,
             blobs,
             records,
             fetch: Arc::new(fetch),
             proxy,
             now_ms,
-            reporter: Reporter::default(),
+            reporter,
             under_way: BTreeSet::new(),
             doing: JoinSet::new(),
+            unused_blobs: Unused::default(),
+            unused_layers: Unused::default(),
+            known,
         })
+    }
+
+    /// What this node knows, now and as it changes.
+    pub fn known(&self) -> watch::Receiver<Known> {
+        self.known.subscribe()
     }
 
     /// Runs until `inputs` closes.
@@ -142,9 +182,16 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
                 input = inputs.recv() => match input {
                     None => return Ok(()),
                     Some(input) => {
-                        if let Err(error) = self.take(input)? {
-                            // A session that has gone meanwhile needs no end.
-                            drop(outputs.send(Output::EndSession(error)).await);
+                        let sequence = match &input {
+                            Input::Assignments(update) => Some(update.sequence),
+                            Input::Welcome(_) | Input::Acknowledged(_) => None,
+                        };
+                        let output = match self.take(input)? {
+                            Ok(()) => sequence.map(Output::Applied),
+                            Err(error) => Some(Output::EndSession(error)),
+                        };
+                        if let Some(output) = output {
+                            drop(outputs.send(output).await); // the session takes it, or has ended with its program
                         }
                     }
                 },
@@ -173,6 +220,7 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
         };
         if taken.is_ok() {
             self.records.set_seen(self.assignments.seen())?;
+            self.tell_known();
         }
         Ok(taken)
     }
@@ -188,7 +236,7 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
         let blobs: BTreeSet<Digest> = self.blobs.list()?.into_keys().collect();
         self.settle(&launched)?;
         let now_ms = (self.now_ms)();
-        let plan = plan(View {
+        let mut plan = plan(View {
             assignments: &self.assignments,
             observed: &self.observed,
             launched: &launched,
@@ -198,20 +246,63 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
             now_ms,
         });
         let again = !plan.events.is_empty(); // an end on record may allow a removal
-        for (task, event) in plan.events {
-            self.observe(task, &event)?;
+        for (task, event) in &plan.events {
+            self.observe(*task, event)?;
         }
-        for action in plan.actions {
-            self.begin(action)?;
+        self.collect_garbage(&mut plan.actions, &blobs, &layers, now_ms)?;
+        let prepared = plan
+            .actions
+            .into_iter()
+            .filter_map(|action| self.prepare(action).transpose())
+            .collect::<Result<Vec<_>, _>>()?;
+        // Before anything of it happens: after a crash in between, no task is started a second time.
+        self.records.flush()?;
+        for (action, start) in prepared {
+            self.begin(action, start);
         }
-        self.publish().await;
+        let failed = self.publish().await?;
         if again {
             return Ok(Duration::ZERO);
         }
+        let resync = if failed { RETRY } else { RESYNC };
         let due = plan
             .wake_at_ms
             .map(|at| Duration::from_millis(u64::try_from(at - now_ms).unwrap_or(0)));
-        Ok(due.map_or(RESYNC, |due| due.min(RESYNC)))
+        Ok(due.map_or(resync, |due| due.min(resync)))
+    }
+
+    /// Deletes blobs that no task has needed for long, and adds the removal of such layers to the actions.
+    fn collect_garbage(
+        &mut self,
+        actions: &mut Vec<Action>,
+        blobs: &BTreeSet<Digest>,
+        layers: &BTreeSet<Digest>,
+        now_ms: i64,
+    ) -> Result<(), AgentError> {
+        if !self.assignments.known() {
+            return Ok(());
+        }
+        let (needed_blobs, needed_layers) = self.assignments.layers().map(|l| (l.blob, l.diff)).unzip();
+        for blob in self.unused_blobs.expired(blobs, &needed_blobs, now_ms) {
+            tracing::info!(%blob, "no task has needed this blob for long; deleting it");
+            self.blobs.remove(blob)?;
+        }
+        let expired = self.unused_layers.expired(layers, &needed_layers, now_ms);
+        let removals = expired.into_iter().map(Action::RemoveLayer);
+        actions.extend(removals.filter(|action| !self.under_way.contains(action)));
+        Ok(())
+    }
+
+    fn tell_known(&self) {
+        let known = Known {
+            seen: self.assignments.seen(),
+            tasks: self.observed.keys().copied().collect(),
+        };
+        self.known.send_if_modified(|old| {
+            let news = *old != known;
+            *old = known;
+            news
+        });
     }
 
     /// A stop or kill stays under way until its task has ended, so that it is asked once; records of tasks that are neither
@@ -224,7 +315,11 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
         };
         self.under_way.retain(|action| match action {
             Action::Stop(id) | Action::Kill(id) => alive(id),
-            Action::Remove(_) | Action::Fetch(_) | Action::Unpack(_) | Action::Start(_) => true,
+            Action::Remove(_)
+            | Action::RemoveLayer(_)
+            | Action::Fetch(_)
+            | Action::Unpack(_)
+            | Action::Start(_) => true,
         });
         if !self.assignments.known() {
             return Ok(());
@@ -249,57 +344,54 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
             .get(&task)
             .cloned()
             .unwrap_or_else(|| Observed::assigned(now_ms));
-        if let Some(seen) = before.after(event, now_ms) {
-            self.records.put(task, &seen)?;
-            self.reporter.note(task, seen.clone());
-            self.observed.insert(task, seen);
+        match before.after(event, now_ms) {
+            Some(seen) => self.note(task, seen),
+            None => Ok(()),
         }
+    }
+
+    /// Remembers and reports.
+    fn note(&mut self, task: TaskId, seen: Observed) -> Result<(), AgentError> {
+        self.records.put(task, &seen)?;
+        self.reporter.note(task, seen.clone());
+        self.observed.insert(task, seen);
         Ok(())
     }
 
-    /// Spawns an action. What fails for a passing reason waits within its own task, so the loop need not keep times.
-    fn begin(&mut self, action: Action) -> Result<(), AgentError> {
-        let start = match &action {
-            Action::Start(task) => match self.start_request(*task) {
-                Ok(request) => {
-                    // On record before it can run: after a crash in between it is not started a second time.
-                    self.observe(*task, &Event::Starting)?;
-                    Some(request)
-                }
-                Err(reason) => return self.observe(*task, &Event::Refused { reason }),
-            },
-            _ => None,
+    /// Writes a start down; `None` when it turns out impossible.
+    fn prepare(&mut self, action: Action) -> Result<Option<(Action, Option<StartRequest>)>, AgentError> {
+        let Action::Start(task) = action else {
+            return Ok(Some((action, None)));
         };
+        match self.start_request(task) {
+            Ok(request) => {
+                self.observe(task, &Event::Starting)?;
+                Ok(Some((action, Some(request))))
+            }
+            Err(reason) => {
+                self.observe(task, &Event::Refused { reason })?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Spawns an action. What fails for a passing reason waits within its own task, so the loop need not keep times.
+    fn begin(&mut self, action: Action, start: Option<StartRequest>) {
         self.under_way.insert(action.clone());
         let (runtime, blobs, fetch) = (self.runtime.clone(), self.blobs.clone(), self.fetch.clone());
         self.doing.spawn(async move {
             let done = match (&action, start) {
-                (Action::Kill(id), _) => runtime
-                    .signal(id.clone(), TaskSignal::Kill)
-                    .await
-                    .map_err(Failure::from),
-                (Action::Stop(id), _) => runtime
-                    .signal(id.clone(), TaskSignal::Term)
-                    .await
-                    .map_err(Failure::from),
-                (Action::Remove(id), _) => runtime.remove(id.clone()).await.map_err(Failure::from),
+                (Action::Kill(id), _) => done(runtime.signal(id.clone(), TaskSignal::Kill).await),
+                (Action::Stop(id), _) => done(runtime.signal(id.clone(), TaskSignal::Term).await),
+                (Action::Remove(id), _) => done(runtime.remove(id.clone()).await),
+                (Action::RemoveLayer(diff), _) => done(runtime.remove_layer(diff_id(*diff)).await),
                 (Action::Fetch(layer), _) => fetch_blob(&blobs, fetch.as_ref(), *layer).await,
                 (Action::Unpack(layer), _) => unpack(&runtime, &blobs, *layer).await,
-                (Action::Start(_), Some((spec, secrets))) => {
-                    let values: Vec<&[u8]> = secrets.iter().map(|value| value.as_slice()).collect();
-                    match runtime.start(spec, &values).await {
-                        Ok(_running) => Ok(()),
-                        // Not known whether it runs: the next listing tells.
-                        Err(error @ (RuntimeError::Closed | RuntimeError::Unfitting { .. })) => {
-                            Err(Failure::Passing(error.to_string()))
-                        }
-                        Err(error) => Err(Failure::Never(error.to_string())),
-                    }
-                }
+                (Action::Start(_), Some((spec, secrets))) => start_task(&runtime, spec, &secrets).await,
                 (Action::Start(_), None) => unreachable!("a start has its request"),
             };
             let ended = match done {
-                Ok(()) => Ended::Done,
+                Ok(ended) => ended,
                 Err(Failure::Never(reason)) => Ended::Never(reason),
                 Err(Failure::Passing(reason)) => {
                     tracing::warn!(?action, reason, "will be tried again");
@@ -309,7 +401,6 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
             };
             (action, ended)
         });
-        Ok(())
     }
 
     fn start_request(&self, task: TaskId) -> Result<StartRequest, String> {
@@ -337,8 +428,22 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
         if !sent {
             self.under_way.remove(action);
         }
-        let Ended::Never(reason) = ended else {
-            return Ok(());
+        let reason = match (ended, action) {
+            (Ended::Never(reason), _) => reason,
+            (Ended::Started { pid, profile }, Action::Start(task)) => {
+                self.observe(*task, &Event::Running { pid })?;
+                return match self.observed.get(task) {
+                    Some(seen) if seen.state == State::Running => self.note(
+                        *task,
+                        Observed {
+                            profile,
+                            ..seen.clone()
+                        },
+                    ),
+                    _ => Ok(()), // it has ended meanwhile
+                };
+            }
+            (Ended::Done | Ended::Again | Ended::Started { .. }, _) => return Ok(()),
         };
         let needs = |layer: &Layer| -> Vec<TaskId> {
             let uses = |id| {
@@ -355,7 +460,7 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
         let tasks = match action {
             Action::Start(task) => vec![*task],
             Action::Fetch(layer) | Action::Unpack(layer) => needs(layer),
-            Action::Kill(_) | Action::Stop(_) | Action::Remove(_) => vec![],
+            Action::Kill(_) | Action::Stop(_) | Action::Remove(_) | Action::RemoveLayer(_) => vec![],
         };
         for task in tasks {
             // A task of that image that already runs has nothing to fear from a layer that cannot be unpacked again.
@@ -377,19 +482,44 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
             .map_or(State::Assigned, |seen| seen.state)
     }
 
-    async fn publish(&mut self) {
-        let running = self
+    /// Opens and closes ports. A port that cannot be opened is said in the status of the tasks that publish it. Answers
+    /// whether one was.
+    async fn publish(&mut self) -> Result<bool, AgentError> {
+        let running: Vec<_> = self
             .assignments
             .tasks()
-            .filter(|a| self.state(a.task) == State::Running);
-        let wanted = published(running.map(|a| (a.task, a.ports.as_slice())));
-        for error in self.proxy.publish(&wanted).await {
-            tracing::warn!(%error, "will be tried again");
+            .filter(|a| self.state(a.task) == State::Running)
+            .map(|a| (a.task, a.ports.clone()))
+            .collect();
+        let wanted = published(running.iter().map(|(task, ports)| (*task, ports.as_slice())));
+        let failed = self.proxy.publish(&wanted).await;
+        for (task, ports) in running {
+            let message = port_message(&failed, &ports);
+            let Some(seen) = self.observed.get(&task).filter(|seen| seen.message != message) else {
+                continue;
+            };
+            if !message.is_empty() {
+                tracing::warn!(task.id = %task, message, "will be tried again");
+            }
+            let seen = Observed {
+                message,
+                ..seen.clone()
+            };
+            self.note(task, seen)?;
         }
+        Ok(!failed.is_empty())
     }
 }
 
-type StartRequest = (bulkhead_launcher::message::TaskSpec, Vec<Zeroizing<Vec<u8>>>);
+/// What a task's status says of its ports that could not be opened.
+fn port_message(failed: &[PortError], ports: &[(u16, u16)]) -> String {
+    let own = failed
+        .iter()
+        .filter(|error| ports.iter().any(|(host, _)| *host == error.port));
+    own.map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+type StartRequest = (TaskSpec, Vec<Zeroizing<Vec<u8>>>);
 
 enum Failure {
     Passing(String),
@@ -419,17 +549,46 @@ impl From<BlobError> for Failure {
     }
 }
 
-async fn fetch_blob<F: Fetch>(blobs: &BlobStore, fetch: &F, layer: Layer) -> Result<(), Failure> {
+fn done(result: Result<(), RuntimeError>) -> Result<Ended, Failure> {
+    Ok(result.map(|()| Ended::Done)?)
+}
+
+async fn start_task(
+    runtime: &Runtime,
+    spec: TaskSpec,
+    secrets: &[Zeroizing<Vec<u8>>],
+) -> Result<Ended, Failure> {
+    let values: Vec<&[u8]> = secrets.iter().map(|value| value.as_slice()).collect();
+    let started = match runtime.start(spec, &values).await {
+        Ok(started) => started,
+        // Not known whether it runs: the next listing tells.
+        Err(error @ (RuntimeError::Closed | RuntimeError::Unfitting { .. })) => {
+            return Err(Failure::Passing(error.to_string()));
+        }
+        Err(error) => return Err(Failure::Never(error.to_string())),
+    };
+    // For people only: a task that has ended already has none.
+    let profile = runtime.inspect(started.task).await.ok();
+    Ok(Ended::Started {
+        pid: started.pid,
+        profile: profile
+            .and_then(|profile| serde_json::to_string(&profile).ok())
+            .unwrap_or_default(),
+    })
+}
+
+async fn fetch_blob<F: Fetch>(blobs: &BlobStore, fetch: &F, layer: Layer) -> Result<Ended, Failure> {
     let ingest = blobs.receive(layer.blob, layer.size)?;
     let ingest = fetch
         .fetch(layer, ingest)
         .await
         .map_err(|error| Failure::Passing(error.to_string()))?;
     let finished = tokio::task::spawn_blocking(|| ingest.finish()).await;
-    Ok(finished.map_err(|error| Failure::Passing(error.to_string()))??)
+    finished.map_err(|error| Failure::Passing(error.to_string()))??;
+    Ok(Ended::Done)
 }
 
-async fn unpack(runtime: &Runtime, blobs: &BlobStore, layer: Layer) -> Result<(), Failure> {
+async fn unpack(runtime: &Runtime, blobs: &BlobStore, layer: Layer) -> Result<Ended, Failure> {
     let blob = blobs.read(layer.blob)?;
     let request = UnpackLayer {
         diff_id: layer.diff_id(),
@@ -437,7 +596,7 @@ async fn unpack(runtime: &Runtime, blobs: &BlobStore, layer: Layer) -> Result<()
         size: layer.size,
     };
     runtime.unpack(request, blob.into()).await?;
-    Ok(())
+    Ok(Ended::Done)
 }
 
 #[cfg(test)]

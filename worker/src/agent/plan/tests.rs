@@ -273,6 +273,7 @@ proptest! {
                     }
                     Action::Fetch(layer) => { world.blobs.insert(layer.blob); }
                     Action::Unpack(layer) => { world.layers.insert(layer.diff); }
+                    Action::RemoveLayer(_) => unreachable!("that is the agent's"),
                     Action::Start(id) => {
                         prop_assert!(!strangers);
                         let seen = world.observed.entry(id).or_insert_with(|| Observed::assigned(0));
