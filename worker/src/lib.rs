@@ -4,6 +4,7 @@
 //! ([`bulkhead_launcher::message`]). What decides is pure ([`agent::plan`], [`task`]); the rest carries it out.
 
 pub mod agent;
+pub mod description;
 pub mod image;
 pub mod logs;
 pub mod proxy;
