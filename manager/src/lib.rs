@@ -4,6 +4,7 @@ pub mod authz;
 pub mod freshness;
 pub mod membership;
 pub mod orchestrator;
+pub mod refusal;
 pub mod scheduler;
 
 pub use freshness::Freshness;

@@ -162,6 +162,8 @@ codes! {
     StorageFull = "BH-E0067", Failed, "storage full";
     /// The step would take the cluster's quorum or its last way in.
     Unsafe = "BH-E0068", Failed, "would break the cluster";
+    /// The changes asked for are no longer all known.
+    Compacted = "BH-E0069", Failed, "history is no longer kept";
     /// The text is no ticket, or mistyped.
     BadTicket = "BH-E0080", Denied, "not a ticket";
     /// The cluster does not know the ticket, or its secret is wrong.
