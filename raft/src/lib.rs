@@ -6,11 +6,19 @@
 pub mod encryption;
 pub mod file_system;
 pub mod log_store;
+mod membership;
+mod replica;
 pub mod runtime;
 pub mod seam;
 pub mod state;
+mod state_machine;
 mod type_config;
 
+pub use replica::{
+    Core, Disk, Fatal, Leadership, Members, MembershipError, ProposeError, Raft, ReadError, Reconciled,
+    Replica, StartError, Timing,
+};
+pub use state_machine::{Builder, Snapshot, SnapshotMeta, Snapshots, StateMachine};
 pub use type_config::{
     Answer, Command, Entry, LogId, Member, Membership, StoredMembership, TypeConfig, Vote, log_id,
 };

@@ -112,6 +112,34 @@ impl AsyncRuntime for Runtime {
     }
 }
 
+/// Where blocking work (a snapshot's file) is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Blocking {
+    /// On tokio's blocking threads.
+    #[default]
+    Threads,
+    /// In the calling task: for simulations, whose order of events must not depend on threads.
+    Inline,
+}
+
+impl Blocking {
+    /// Runs blocking work to its end.
+    ///
+    /// # Errors
+    /// The work's own, or that its thread died.
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        match self {
+            Self::Inline => work(),
+            Self::Threads => tokio::task::spawn_blocking(work)
+                .await
+                .map_err(io::Error::other)?,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use openraft_rand::Rng as _;

@@ -1,0 +1,279 @@
+//! The state machine as consensus drives it: applies entries, publishes each state, keeps the newest snapshot.
+//!
+//! All judgement is in [`crate::state`]; here is only the order: apply, publish, answer. So whoever hears of a success
+//! finds it in the published state. A snapshot is a clone of the persistent maps; only a disk or a wire encodes it.
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bulkhead_proto::wire::{Event, Outcome};
+use futures::{Stream, StreamExt as _};
+use openraft::storage::EntryResponder;
+use openraft::{EntryPayload, RaftSnapshotBuilder, storage::RaftStateMachine};
+use tokio::sync::watch;
+
+use crate::runtime::Blocking;
+use crate::state::{Compacted, EventRing, State};
+use crate::{Answer, LogId, StoredMembership, TypeConfig};
+
+/// What a snapshot covers.
+pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+/// A snapshot: what it covers and the state itself.
+pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, State>;
+
+/// Events kept for watches that resume. Four times the most that one transaction can make would always hold some;
+/// a watch that fell further behind lists again.
+const EVENTS: usize = 4 * bulkhead_proto::limits::CHANGES;
+
+/// Where the newest snapshot outlives the process. Calls block.
+pub trait Snapshots: fmt::Debug + Send + Sync + 'static {
+    /// Replaces the snapshot, atomically and durably.
+    fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<()>;
+    /// The snapshot of before, if there is one.
+    fn load(&self) -> io::Result<Option<(SnapshotMeta, State)>>;
+}
+
+/// The published state: what readers on this manager see.
+#[derive(Debug)]
+pub(crate) struct View {
+    published: Mutex<Published>,
+    applied: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Published {
+    state: State,
+    /// Of the last entry applied; how a leader knows that it applied one of its own.
+    last: Option<LogId>,
+    events: EventRing,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner) // a pointer copy cannot be left half done
+}
+
+impl View {
+    fn new(state: State, last: Option<LogId>) -> Self {
+        Self {
+            applied: watch::Sender::new(state.index()),
+            published: Mutex::new(Published {
+                events: EventRing::new(state.index(), EVENTS),
+                state,
+                last,
+            }),
+        }
+    }
+
+    pub(crate) fn state(&self) -> State {
+        lock(&self.published).state.clone()
+    }
+
+    pub(crate) fn last(&self) -> Option<LogId> {
+        lock(&self.published).last
+    }
+
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    pub(crate) fn events_since(&self, index: u64) -> Result<Vec<Arc<Event>>, Compacted> {
+        lock(&self.published).events.since(index)
+    }
+
+    fn publish(&self, state: &State, last: LogId, events: Vec<Event>) {
+        {
+            let mut published = lock(&self.published);
+            published.state = state.clone();
+            published.last = Some(last);
+            published.events.push(events);
+        }
+        self.applied.send_replace(state.index());
+    }
+
+    /// After a snapshot: what happened in between is not known, so every watch lists again.
+    fn replace(&self, state: &State, last: Option<LogId>) {
+        {
+            let mut published = lock(&self.published);
+            published.state = state.clone();
+            published.last = last;
+            published.events = EventRing::new(state.index(), EVENTS);
+        }
+        self.applied.send_replace(state.index());
+    }
+}
+
+/// Keeps the newest snapshot, in memory and on disk. A build that ends after a newer one was installed is dropped.
+#[derive(Clone, Debug)]
+struct Keeper {
+    disk: Arc<dyn Snapshots>,
+    blocking: Blocking,
+    newest: Arc<Mutex<Option<(SnapshotMeta, State)>>>,
+    writing: Arc<Mutex<()>>,
+}
+
+impl Keeper {
+    fn newest(&self) -> Option<Snapshot> {
+        lock(&self.newest)
+            .clone()
+            .map(|(meta, snapshot)| Snapshot { meta, snapshot })
+    }
+
+    /// Saves a snapshot unless a newer one is there, and gives the newest.
+    async fn save(&self, meta: SnapshotMeta, state: State) -> io::Result<Snapshot> {
+        let keeper = self.clone();
+        self.blocking
+            .run(move || {
+                let _one_writer = lock(&keeper.writing);
+                match keeper.newest() {
+                    Some(newest) if newest.meta.last_log_id >= meta.last_log_id => Ok(newest),
+                    _ => {
+                        keeper.disk.save(&meta, &state)?;
+                        *lock(&keeper.newest) = Some((meta.clone(), state.clone()));
+                        Ok(Snapshot {
+                            meta,
+                            snapshot: state,
+                        })
+                    }
+                }
+            })
+            .await
+    }
+}
+
+/// Applies committed entries. Owned by consensus; others read the [`View`].
+#[derive(Debug)]
+pub struct StateMachine {
+    state: State,
+    last: Option<LogId>,
+    membership: StoredMembership,
+    view: Arc<View>,
+    keeper: Keeper,
+}
+
+impl StateMachine {
+    /// Starts from the snapshot on disk, or from nothing.
+    pub(crate) fn load(disk: Arc<dyn Snapshots>, blocking: Blocking) -> io::Result<(Self, Arc<View>)> {
+        let found = disk.load()?;
+        let (meta, state) = found.clone().unwrap_or_default();
+        let view = Arc::new(View::new(state.clone(), meta.last_log_id));
+        let machine = Self {
+            state,
+            last: meta.last_log_id,
+            membership: meta.last_membership,
+            view: view.clone(),
+            keeper: Keeper {
+                disk,
+                blocking,
+                newest: Arc::new(Mutex::new(found)),
+                writing: Arc::default(),
+            },
+        };
+        Ok((machine, view))
+    }
+
+    /// Applies one entry and publishes what came of it.
+    fn apply_one(&mut self, entry: crate::Entry) -> io::Result<Outcome> {
+        let log_id = entry.log_id;
+        let (index, term) = (log_id.index, log_id.committed_leader_id().term);
+        let (outcome, events) = match entry.payload {
+            EntryPayload::Normal(command) => {
+                // An entry that this program does not understand stops the replica: what it would do next could differ.
+                let applied = self
+                    .state
+                    .apply(index, term, &command.0)
+                    .map_err(io::Error::other)?;
+                (applied.outcome, applied.events)
+            }
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(log_id), membership);
+                (self.skip(index), Vec::new())
+            }
+            EntryPayload::Blank => (self.skip(index), Vec::new()),
+        };
+        self.last = Some(log_id);
+        self.view.publish(&self.state, log_id, events);
+        Ok(outcome)
+    }
+
+    fn skip(&mut self, index: u64) -> Outcome {
+        self.state.skip(index);
+        Outcome {
+            index,
+            rejection: None,
+        }
+    }
+
+    fn snapshot_meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            last_log_id: self.last,
+            last_membership: self.membership.clone(),
+        }
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = State;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.last, self.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            let outcome = self.apply_one(entry)?;
+            if let Some(responder) = responder {
+                responder.send(Answer(outcome));
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            meta: self.snapshot_meta(),
+            state: self.state.clone(),
+            keeper: self.keeper.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, state: State) -> Result<(), io::Error> {
+        if meta.last_log_id.map(|id| id.index) != Some(state.index()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the snapshot's state is not at the index that it claims",
+            ));
+        }
+        self.keeper.save(meta.clone(), state.clone()).await?;
+        self.last = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.state = state;
+        self.view.replace(&self.state, self.last);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        Ok(self.keeper.newest())
+    }
+}
+
+/// Saves the state as it was when the snapshot was asked for, beside further applying.
+#[derive(Debug)]
+pub struct Builder {
+    meta: SnapshotMeta,
+    state: State,
+    keeper: Keeper,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = State;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        self.keeper.save(self.meta.clone(), self.state.clone()).await
+    }
+}
