@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    Change, Event, Kind, Meta, Object, Outcome, Precondition, Rejection, RejectionCode as Code, Task,
-    TaskObserved, TaskState, TicketUse, Tombstone, Transaction, change::Change as Step, event,
+    Change, Event, Kind, Meta, Node, Object, Outcome, Precondition, Rejection, RejectionCode as Code, Role,
+    Task, TaskObserved, TaskState, TicketUse, Tombstone, Transaction, change::Change as Step, event,
     object::Object as Any, precondition::Precondition as Condition,
 };
 use prost::Message as _;
@@ -186,7 +186,29 @@ impl Run<'_> {
         if self.state.get(key).is_some() {
             return Err(reject(Code::Exists, Some(key), "the id is taken"));
         }
-        self.put(key, object.clone())
+        let mut new = object.clone();
+        if let Some(Any::Node(node)) = &mut new.object {
+            node.member_id = self.new_member_id(node);
+        }
+        self.put(key, new)
+    }
+
+    /// A member id is never used twice, so it is the index of the entry that admits the manager. The first manager
+    /// comes with the cluster object, and is member 1: entry 1 is the first membership, never a transaction.
+    fn new_member_id(&self, node: &Node) -> u64 {
+        let first = self.transaction.changes.iter().any(|change| {
+            matches!(
+                &change.change,
+                Some(Step::Create(Object {
+                    object: Some(Any::Cluster(_))
+                }))
+            )
+        });
+        match (node.role() == Role::Manager, first) {
+            (false, _) => 0,
+            (true, true) => 1,
+            (true, false) => self.index,
+        }
     }
 
     fn replace(&mut self, object: &Object) -> Result<(), Rejection> {
@@ -201,6 +223,12 @@ impl Run<'_> {
                 }
                 // Only `AddTombstone` writes them: a plan made before one was added cannot take it back.
                 new.tombstones.clone_from(&old.tombstones);
+            }
+            (Some(Any::Node(old)), Some(Any::Node(new))) => {
+                if new.role != old.role {
+                    return Err(reject(Code::Invalid, Some(key), "a node never changes its role"));
+                }
+                new.member_id = old.member_id;
             }
             _ => {}
         }

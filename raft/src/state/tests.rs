@@ -1,6 +1,6 @@
 use bulkhead_proto::wire::{
-    Change, Image, Kind, Node, Object, RejectionCode, Secret, SecretReference, Service, ServiceSpec,
-    ServiceVersion, Task, TaskObserved, TaskState, TaskStatus, Ticket, TicketUse, Transaction,
+    Change, Cluster, Image, Kind, Node, Object, RejectionCode, Role, Secret, SecretReference, Service,
+    ServiceSpec, ServiceVersion, Task, TaskObserved, TaskState, TaskStatus, Ticket, TicketUse, Transaction,
     change::Change as Step, object::Object as Any,
 };
 use proptest::prelude::*;
@@ -378,4 +378,49 @@ proptest! {
     fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _applied_or_fatal = State::default().apply(1, 1, &bytes);
     }
+}
+
+#[test]
+fn a_manager_gets_a_member_id_that_nobody_chose_or_had() {
+    let manager = |n: u8, asked: u64| {
+        object(Any::Node(Node {
+            id: id(n),
+            name: format!("manager-{n}"),
+            role: Role::Manager.into(),
+            member_id: asked,
+            ..Default::default()
+        }))
+    };
+    let member = |state: &State, n: u8| match &state.get(Key::new(Kind::Node, [n; 16])).expect("there").object
+    {
+        Some(Any::Node(node)) => node.member_id,
+        _ => unreachable!("the key says node"),
+    };
+    let mut state = State::default();
+    state.skip(1);
+    let cluster = object(Any::Cluster(Cluster {
+        id: id(0),
+        ..Default::default()
+    }));
+    assert_eq!(
+        apply(
+            &mut state,
+            1,
+            vec![Step::Create(cluster), Step::Create(manager(1, 7))]
+        ),
+        None
+    );
+    assert_eq!(apply(&mut state, 2, vec![Step::Create(manager(2, 1))]), None);
+    assert_eq!(apply(&mut state, 3, vec![Step::Replace(manager(2, 1))]), None);
+    assert_eq!((member(&state, 1), member(&state, 2)), (1, 3));
+    let worker = object(Any::Node(Node {
+        id: id(2),
+        name: "manager-2".into(),
+        role: Role::Worker.into(),
+        ..Default::default()
+    }));
+    assert_eq!(
+        apply(&mut state, 4, vec![Step::Replace(worker)]),
+        Some(RejectionCode::Invalid)
+    );
 }

@@ -4,6 +4,7 @@
 use super::assignment::{Assignment, Image, Layer, Malformed, id};
 use crate::secrets::Secrets;
 use bulkhead_proto::{ImageId, SecretId, TaskId, limits, wire};
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use zeroize::Zeroizing;
@@ -54,7 +55,12 @@ pub struct Assignments {
     seen: Seen,
     known: bool,
     sequence: Option<u64>,
+    /// The first parts of an update that does not fit one message.
+    part: Option<wire::Assignments>,
 }
+
+/// Bytes of one update over all of its messages: far more than a node's tasks need, and bounded.
+const UPDATE_BYTES: usize = 16 * limits::MESSAGE_BYTES;
 
 impl Assignments {
     /// Nothing yet, and what was seen before a restart.
@@ -69,11 +75,12 @@ impl Assignments {
     pub fn welcome(&mut self, got: Seen) -> Result<(), AssignmentError> {
         self.advance(got)?;
         self.sequence = None;
+        self.part = None;
         Ok(())
     }
 
-    /// Takes an update over, whole or not at all.
-    pub fn apply(&mut self, update: wire::Assignments) -> Result<(), AssignmentError> {
+    /// Takes an update over, whole or not at all: an update in several messages once the last one is here.
+    pub fn apply(&mut self, mut update: wire::Assignments) -> Result<(), AssignmentError> {
         match self.sequence {
             None if !update.complete => return Err(AssignmentError::NotComplete),
             Some(last) if update.sequence != last + 1 => {
@@ -83,6 +90,17 @@ impl Assignments {
                 });
             }
             None | Some(_) => {}
+        }
+        if let Some(first) = self.part.take() {
+            update = join(first, update);
+        }
+        if update.more {
+            if update.encoded_len() > UPDATE_BYTES {
+                return Err(Malformed("an update is over its limit".into()).into());
+            }
+            self.sequence = Some(update.sequence);
+            self.part = Some(update);
+            return Ok(());
         }
         let put = each(update.put, Assignment::try_from)?;
         let images = each(update.images, Image::try_from)?;
@@ -171,6 +189,19 @@ impl Assignments {
     }
 }
 
+/// Two parts of one update as one.
+fn join(mut first: wire::Assignments, next: wire::Assignments) -> wire::Assignments {
+    first.put.extend(next.put);
+    first.remove.extend(next.remove);
+    first.secrets.extend(next.secrets);
+    first.forget.extend(next.forget);
+    first.images.extend(next.images);
+    first.sequence = next.sequence;
+    first.index = next.index;
+    first.more = next.more;
+    first
+}
+
 fn each<T, U>(items: Vec<T>, check: impl Fn(T) -> Result<U, Malformed>) -> Result<Vec<U>, Malformed> {
     items.into_iter().map(check).collect()
 }
@@ -249,6 +280,25 @@ pub(crate) mod tests {
         let update = complete(6, vec![wire_task(1, wire::DesiredState::Running)]);
         assignments.apply(update).expect("complete");
         assignments
+    }
+
+    #[test]
+    fn an_update_in_parts_is_taken_over_with_the_last_one() {
+        let mut assignments = with_one_task();
+        assignments.welcome(Seen { epoch: 1, index: 7 }).expect("newer");
+        let mut first = complete(8, vec![wire_task(2, wire::DesiredState::Running)]);
+        first.more = true;
+        assignments.apply(first).expect("a first part");
+        let ids = |it: &Assignments| it.tasks().map(|task| task.fence).collect::<Vec<_>>();
+        assert_eq!(ids(&assignments), [1]);
+        let last = wire::Assignments {
+            sequence: 2,
+            index: 8,
+            put: vec![wire_task(3, wire::DesiredState::Running)],
+            ..Default::default()
+        };
+        assignments.apply(last).expect("the last part");
+        assert_eq!(ids(&assignments), [2, 3]);
     }
 
     #[test]
