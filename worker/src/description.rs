@@ -19,6 +19,7 @@ pub fn description(facts: &NodeFacts) -> wire::NodeDescription {
         features: features(facts),
         program_version: env!("CARGO_PKG_VERSION").into(),
         level: LEVEL,
+        ..Default::default()
     }
 }
 
