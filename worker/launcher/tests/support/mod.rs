@@ -40,14 +40,26 @@ pub fn is_root() -> bool {
 pub fn probe() -> Vec<u8> {
     static PROBE: OnceLock<Vec<u8>> = OnceLock::new();
     let build = || {
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "-p", "bulkhead-probe"])
-            .status();
-        assert!(built.expect("cargo").success(), "the probe builds");
+        cargo_build(&["-p", "bulkhead-probe"]);
         fs::read(Path::new(env!("CARGO_BIN_EXE_bulkhead-launcher")).with_file_name("bulkhead-probe"))
             .expect("probe")
     };
     PROBE.get_or_init(build).clone()
+}
+
+/// Builds something that cargo did not build along, in this program's own profile.
+pub fn cargo_build(what: &[&str]) {
+    let profile: &[&str] = if cfg!(debug_assertions) {
+        &[]
+    } else {
+        &["--release"]
+    };
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet"])
+        .args(profile)
+        .args(what)
+        .status();
+    assert!(built.expect("cargo").success(), "{what:?} builds");
 }
 
 /// An archive in the making.
