@@ -4,6 +4,11 @@
 //! its tasks, and carry the data folder's name, so that launchers side by side do not meet.
 //! What is written where is decided by pure functions; the rest works on any tree of folders.
 
+mod discover;
+mod settings;
+
+pub(crate) use discover::{Hierarchy, discover};
+
 use crate::message::Limits;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -11,11 +16,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Controllers that limits need.
-const WANTED: [&str; 3] = ["memory", "pids", "cpu"];
-/// A processor's time is dealt out in slices of this length: the kernel's default. Shorter ones
-/// smooth latency and cost more switches.
-const PERIOD_US: u64 = 100_000;
+use settings::settings;
 
 /// Which interface a hierarchy speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,88 +25,6 @@ pub(crate) enum Version {
     V1,
     /// The unified hierarchy.
     V2,
-}
-
-/// A mounted hierarchy, and the launcher's place in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Hierarchy {
-    /// Its interface.
-    pub version: Version,
-    /// The wanted controllers that it has.
-    pub controllers: Vec<String>,
-    /// Where it is mounted.
-    pub mount: PathBuf,
-    /// The folder of the launcher's own group.
-    pub own: PathBuf,
-}
-
-/// Finds the hierarchies that limits need, and the unified one for killing, from the texts of
-/// `/proc/self/cgroup` and `/proc/self/mountinfo`. `controllers_of` reads a unified group's list.
-pub(crate) fn discover(
-    cgroup: &str,
-    mountinfo: &str,
-    controllers_of: impl Fn(&Path) -> String,
-) -> Vec<Hierarchy> {
-    let wanted = |list: &str, separator: char| -> Vec<String> {
-        list.split(separator)
-            .map(str::trim)
-            .filter(|c| WANTED.contains(c))
-            .map(str::to_owned)
-            .collect()
-    };
-    let mut found = Vec::new();
-    for line in cgroup.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(names), Some(path)) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        let version = if names.is_empty() {
-            Version::V2
-        } else {
-            Version::V1
-        };
-        let mut controllers = wanted(names, ',');
-        if version == Version::V1 && controllers.is_empty() {
-            continue;
-        }
-        let Some((root, mount)) = mount_of(mountinfo, version, names) else {
-            continue;
-        };
-        // In a container, the mount shows a part of the hierarchy only.
-        let below = path.strip_prefix(root).unwrap_or(path).trim_start_matches('/');
-        let own = if below.is_empty() {
-            mount.clone()
-        } else {
-            mount.join(below)
-        };
-        if version == Version::V2 {
-            controllers = wanted(&controllers_of(&own), ' ');
-        }
-        found.push(Hierarchy {
-            version,
-            controllers,
-            mount,
-            own,
-        });
-    }
-    found
-}
-
-/// The root and the mount point of the hierarchy that has the first of `names`.
-fn mount_of<'a>(mountinfo: &'a str, version: Version, names: &str) -> Option<(&'a str, PathBuf)> {
-    let first = names.split(',').next()?;
-    mountinfo.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(3);
-        let (root, point) = (left.next()?, left.next()?);
-        let mut right = right.split(' ');
-        let (kind, options) = (right.next()?, right.nth(1)?);
-        let fits = match version {
-            Version::V1 => kind == "cgroup" && options.split(',').any(|option| option == first),
-            Version::V2 => kind == "cgroup2",
-        };
-        fits.then(|| (root.trim_end_matches('/'), PathBuf::from(point)))
-    })
 }
 
 /// The part of the hierarchies in which this launcher keeps its tasks.
@@ -300,63 +219,6 @@ pub(crate) fn counter(text: &str, name: &str) -> u64 {
     text.lines().find_map(value).unwrap_or(0)
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Setting {
-    file: &'static str,
-    value: String,
-    optional: bool,
-}
-
-fn settings(version: Version, controllers: &[String], limits: &Limits) -> Vec<Setting> {
-    let set = |file, value: String| Setting {
-        file,
-        value,
-        optional: false,
-    };
-    let maybe = |file, value: String| Setting {
-        file,
-        value,
-        optional: true,
-    };
-    let quota = limits
-        .cpu_millis
-        .map(|millis| u64::from(millis) * PERIOD_US / 1_000);
-    let mut all = Vec::new();
-    for controller in controllers {
-        match (version, controller.as_str()) {
-            // Memory before memory with swap: the kernel keeps the first below the second.
-            (Version::V1, "memory") => all.extend([
-                set("memory.limit_in_bytes", limits.memory_bytes.to_string()),
-                maybe("memory.memsw.limit_in_bytes", limits.memory_bytes.to_string()),
-            ]),
-            (Version::V2, "memory") => all.extend([
-                set("memory.max", limits.memory_bytes.to_string()),
-                maybe("memory.swap.max", "0".to_owned()),
-                set("memory.oom.group", "1".to_owned()),
-            ]),
-            (_, "pids") => all.push(set("pids.max", limits.pids.to_string())),
-            (Version::V1, "cpu") => {
-                let shares = u64::from(limits.cpu_weight) * 1_024 / 100;
-                all.push(set("cpu.shares", shares.max(2).to_string()));
-                let quota = quota.map_or("-1".to_owned(), |quota| quota.to_string());
-                all.push(maybe("cpu.cfs_period_us", PERIOD_US.to_string()));
-                all.push(Setting {
-                    file: "cpu.cfs_quota_us",
-                    value: quota,
-                    optional: limits.cpu_millis.is_none(),
-                });
-            }
-            (Version::V2, "cpu") => {
-                all.push(set("cpu.weight", limits.cpu_weight.clamp(1, 10_000).to_string()));
-                let quota = quota.map_or("max".to_owned(), |quota| quota.to_string());
-                all.push(set("cpu.max", format!("{quota} {PERIOD_US}")));
-            }
-            _ => {}
-        }
-    }
-    all
-}
-
 fn make(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -392,107 +254,7 @@ fn delegate(one: &Hierarchy) -> io::Result<PathBuf> {
 mod tests {
     use super::*;
 
-    const HYBRID: &str = "9:name=systemd:/\n8:pids:/\n4:memory:/agents/one\n2:cpuacct:/\n1:cpu:/\n0::/\n";
-    const HYBRID_MOUNTS: &str = "\
-30 20 0:26 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
-31 20 0:27 / /sys/fs/cgroup/cpuacct rw - cgroup cgroup rw,cpuacct
-32 20 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
-33 20 0:29 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids
-34 20 0:30 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
-";
-
-    fn own(hierarchies: &[Hierarchy]) -> Vec<(&str, String)> {
-        let shown = |one: &Hierarchy| one.controllers.join("+");
-        hierarchies
-            .iter()
-            .map(|one| (one.own.to_str().expect("text"), shown(one)))
-            .collect()
-    }
-
-    #[test]
-    fn a_hybrid_host_limits_by_v1_and_kills_by_v2() {
-        let found = discover(HYBRID, HYBRID_MOUNTS, |_| "hugetlb".into());
-        assert_eq!(
-            own(&found),
-            [
-                ("/sys/fs/cgroup/pids", "pids".into()),
-                ("/sys/fs/cgroup/memory/agents/one", "memory".into()),
-                ("/sys/fs/cgroup/cpu", "cpu".into()),
-                ("/sys/fs/cgroup/unified", String::new()),
-            ]
-        );
-    }
-
-    #[test]
-    fn in_a_container_the_mount_is_its_own_part() {
-        let cgroup = "4:cpu,cpuacct:/docker/abc\n0::/docker/abc\n";
-        let mounts = "\
-50 40 0:26 /docker/abc /sys/fs/cgroup/cpu,cpuacct ro - cgroup cgroup rw,cpu,cpuacct
-51 40 0:30 /docker/abc /sys/fs/cgroup/unified ro - cgroup2 cgroup rw
-";
-        let found = discover(cgroup, mounts, |_| String::new());
-        assert_eq!(
-            own(&found),
-            [
-                ("/sys/fs/cgroup/cpu,cpuacct", "cpu".into()),
-                ("/sys/fs/cgroup/unified", String::new())
-            ]
-        );
-    }
-
-    #[test]
-    fn a_unified_host_uses_only_v2() {
-        let mounts = "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
-        let found = discover("0::/system.slice/bulkhead.service\n", mounts, |_| {
-            "cpuset cpu io memory pids\n".into()
-        });
-        assert_eq!(
-            own(&found),
-            [(
-                "/sys/fs/cgroup/system.slice/bulkhead.service",
-                "cpu+memory+pids".into()
-            )]
-        );
-    }
-
-    fn values(version: Version, limits: &Limits) -> Vec<String> {
-        let controllers = WANTED.map(str::to_owned);
-        settings(version, &controllers, limits)
-            .iter()
-            .map(|s| format!("{}={}", s.file, s.value))
-            .collect()
-    }
-
-    #[test]
-    fn limits_in_both_languages() {
-        let limits = Limits {
-            cpu_millis: Some(1_500),
-            cpu_weight: 200,
-            ..Limits::default()
-        };
-        assert_eq!(
-            values(Version::V1, &limits),
-            [
-                "memory.limit_in_bytes=268435456",
-                "memory.memsw.limit_in_bytes=268435456",
-                "pids.max=512",
-                "cpu.shares=2048",
-                "cpu.cfs_period_us=100000",
-                "cpu.cfs_quota_us=150000"
-            ]
-        );
-        assert_eq!(
-            values(Version::V2, &limits),
-            [
-                "memory.max=268435456",
-                "memory.swap.max=0",
-                "memory.oom.group=1",
-                "pids.max=512",
-                "cpu.weight=200",
-                "cpu.max=150000 100000"
-            ]
-        );
-    }
+    const WANTED: [&str; 3] = ["memory", "pids", "cpu"];
 
     /// A v2 tree made of plain folders, as on a host where this cannot run for real.
     #[test]
