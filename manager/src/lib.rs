@@ -5,6 +5,7 @@ pub mod freshness;
 pub mod membership;
 pub mod orchestrator;
 pub mod refusal;
+pub mod registry;
 pub mod scheduler;
 
 pub use freshness::Freshness;
