@@ -243,7 +243,7 @@ impl Run<'_> {
                 "the cluster object is never deleted",
             ));
         }
-        if self.state.is_referenced(key) {
+        if self.state.is_needed(key) {
             return Err(reject(Code::Referenced, Some(key), "another object refers to it"));
         }
         if self.state.remove(key).is_some() {
@@ -357,7 +357,9 @@ impl Run<'_> {
         if !object::references_well_formed(&new) {
             return Err(reject(Code::Invalid, Some(key), "malformed reference"));
         }
-        if let Some(missing) = object::references(&new).find(|target| self.state.get(*target).is_none()) {
+        let references = object::references(&new).into_iter();
+        let mut needed = references.filter(|target| object::needs(&new, *target));
+        if let Some(missing) = needed.find(|target| self.state.get(*target).is_none()) {
             return Err(reject(
                 Code::Dangling,
                 Some(missing),

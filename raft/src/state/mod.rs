@@ -91,11 +91,11 @@ impl State {
             .filter_map(|(_, source)| self.objects.get(source))
     }
 
-    fn is_referenced(&self, target: Key) -> bool {
+    fn is_needed(&self, target: Key) -> bool {
         self.references
             .range((target, Key::MIN)..=(target, Key::MAX))
-            .next()
-            .is_some()
+            .filter_map(|(_, source)| self.objects.get(source))
+            .any(|source| object::needs(source, target))
     }
 
     /// Puts an object with its index entries; the caller has checked it.

@@ -1,6 +1,6 @@
 //! What every object has in common: its key, name, metadata and the objects it refers to.
 
-use bulkhead_proto::wire::{Kind, Meta, Object, ObjectRef, object::Object as Any};
+use bulkhead_proto::wire::{Kind, Meta, Object, ObjectRef, TaskState, object::Object as Any};
 
 /// Kind and id of an object; ordered by kind, then id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -128,11 +128,24 @@ fn targets(object: &Object) -> Vec<(Kind, &[u8])> {
     targets
 }
 
-/// The objects that must stand as long as this one does.
-pub(super) fn references(object: &Object) -> impl Iterator<Item = Key> {
+/// The objects that this one refers to.
+pub(super) fn references(object: &Object) -> Vec<Key> {
     targets(object)
         .into_iter()
         .filter_map(|(kind, id)| parse(kind, id))
+        .collect()
+}
+
+/// Whether the object cannot do without `target`, which it refers to. The node of an ended task is history: it may be
+/// removed, and the task's record still says where it ran.
+pub(super) fn needs(object: &Object, target: Key) -> bool {
+    match &object.object {
+        Some(Any::Task(task)) if target.kind == Kind::Node => {
+            let state = task.status.as_ref().map_or(0, |status| status.state);
+            state < i32::from(TaskState::Complete)
+        }
+        _ => true,
+    }
 }
 
 /// Whether every id that the object refers to has the length of an id.

@@ -177,6 +177,39 @@ fn what_is_referred_to_stays() {
 }
 
 #[test]
+fn a_node_goes_when_only_ended_tasks_ran_there_and_their_records_stay() {
+    let mut state = State::default();
+    let steps = vec![
+        secret(1, "db"),
+        service(2, 1),
+        node(3),
+        task(5, 2, 3, TaskState::Running),
+    ];
+    let steps = steps.into_iter().map(Step::Create).collect();
+    assert_eq!(apply(&mut state, 1, steps), None);
+    let remove = || delete(Kind::Node, 3);
+    assert_eq!(
+        apply(&mut state, 2, vec![remove()]),
+        Some(RejectionCode::Referenced)
+    );
+    let lost = || Step::Replace(task(5, 2, 3, TaskState::Lost));
+    assert_eq!(apply(&mut state, 3, vec![lost(), remove()]), None);
+    assert_eq!(
+        apply(&mut state, 4, vec![lost()]),
+        None,
+        "the record can change still"
+    );
+    let node_key = Key::new(Kind::Node, [3; 16]);
+    assert_eq!(state.referrers(node_key, Kind::Task).count(), 1);
+    let late = Step::Create(task(6, 2, 3, TaskState::Assigned));
+    assert_eq!(
+        apply(&mut state, 5, vec![late]),
+        Some(RejectionCode::Dangling),
+        "no task starts on a node that is gone"
+    );
+}
+
+#[test]
 fn a_ticket_admits_as_often_as_it_says_and_a_retry_counts_once() {
     let mut state = State::default();
     let ticket = Ticket {
@@ -266,10 +299,6 @@ fn a_task_never_goes_back_and_only_its_owner_reports() {
     let claim = Step::Replace(task(5, 2, 3, TaskState::Running));
     assert_eq!(apply(&mut state, 10, vec![claim]), None);
     assert_eq!(state_of(&state, 5), TaskState::Failed);
-    assert_eq!(
-        apply(&mut state, 11, vec![delete(Kind::Node, 3)]),
-        Some(RejectionCode::Referenced)
-    );
 }
 
 #[test]
