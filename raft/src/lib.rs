@@ -12,6 +12,9 @@ pub mod runtime;
 pub mod seam;
 pub mod state;
 mod state_machine;
+#[cfg(test)]
+mod testing;
+pub mod transport;
 mod type_config;
 
 pub use replica::{

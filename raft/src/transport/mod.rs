@@ -1,0 +1,55 @@
+//! Consensus over gRPC: what the other members are asked ([`Network`]) and answered ([`RaftService`]).
+//!
+//! Each message names cluster, epoch, sender and receiver; the receiver refuses what is not its own, and a sender that
+//! the caller's certificate does not speak for. A leader or candidate named inside must be the sender, too.
+
+mod message;
+mod network;
+mod service;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use bulkhead_proto::ClusterId;
+use bulkhead_proto::wire::RaftMessage;
+
+pub use network::{Dial, DialError, Network};
+pub use service::{BindPeer, RaftService};
+
+/// An append without an answer for this long ends its stream. Several disk flushes; longer only hides a dead peer.
+const APPEND_WAIT: Duration = Duration::from_secs(2);
+/// A snapshot whose next chunk does not come, or is not taken, for this long is given up.
+const CHUNK_WAIT: Duration = Duration::from_secs(10);
+/// Bytes of a snapshot in all: what a manager may have to hold decoded.
+const SNAPSHOT_BYTES: usize = 1 << 30;
+
+/// Whose messages these are. The same on every message of one connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Binding {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its epoch: raised by restore and recover, so that replicas of before are not listened to.
+    pub epoch: u64,
+    /// This member.
+    pub member: u64,
+}
+
+impl Binding {
+    fn seal(&self, to: u64, payload: Vec<u8>) -> RaftMessage {
+        RaftMessage {
+            payload: payload.into(),
+            cluster_id: self.cluster.to_wire(),
+            epoch: self.epoch,
+            from: self.member,
+            to,
+        }
+    }
+
+    /// Whether a message is of this cluster and epoch, and to this member.
+    fn accepts(&self, message: &RaftMessage) -> bool {
+        message.cluster_id == self.cluster.as_bytes()
+            && message.epoch == self.epoch
+            && message.to == self.member
+    }
+}

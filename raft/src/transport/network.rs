@@ -1,0 +1,354 @@
+//! What this member asks of the others. Every call has a deadline.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bulkhead_proto::limits;
+use bulkhead_proto::wire::RaftMessage;
+use bulkhead_proto::wire::raft_client::RaftClient;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _, stream};
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, VoteRequest, VoteResponse,
+};
+use tokio::sync::{Notify, OnceCell};
+use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
+
+use super::message::{self, Malformed, TransferResult};
+use super::{APPEND_WAIT, Binding, CHUNK_WAIT};
+use crate::state::{State, chunks};
+use crate::state_machine::Snapshot;
+use crate::{Member, TypeConfig, Vote};
+
+/// Why a member cannot be dialled at all: an address that is none, say.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot dial the member: {0}")]
+pub struct DialError(pub String);
+
+/// How members are reached: channels that expect exactly this node's certificate.
+pub trait Dial: Send + Sync + 'static {
+    /// A channel to a member; lazy, and connecting again by itself.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    fn channel(&self, id: u64, member: &Member) -> Result<Channel, DialError>;
+}
+
+/// The other members, over gRPC.
+pub struct Network<D> {
+    dial: Arc<D>,
+    binding: Binding,
+}
+
+impl<D> std::fmt::Debug for Network<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network")
+            .field("binding", &self.binding)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Dial> Network<D> {
+    /// Reaches members by these channels, as this member.
+    pub fn new(dial: D, binding: Binding) -> Self {
+        Self {
+            dial: Arc::new(dial),
+            binding,
+        }
+    }
+}
+
+impl<D: Dial> RaftNetworkFactory<TypeConfig> for Network<D> {
+    type Network = Peer<D>;
+
+    async fn new_client(&mut self, target: u64, member: &Member) -> Peer<D> {
+        Peer {
+            dial: self.dial.clone(),
+            binding: self.binding,
+            target,
+            member: member.clone(),
+            client: OnceCell::new(),
+        }
+    }
+}
+
+/// One other member.
+pub struct Peer<D> {
+    dial: Arc<D>,
+    binding: Binding,
+    target: u64,
+    member: Member,
+    client: OnceCell<RaftClient<Channel>>,
+}
+
+impl<D> std::fmt::Debug for Peer<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer")
+            .field("target", &self.target)
+            .finish_non_exhaustive()
+    }
+}
+
+type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
+
+impl<D: Dial> Peer<D> {
+    async fn client(&self) -> RpcResult<RaftClient<Channel>> {
+        let dial = async || {
+            let channel = self.dial.channel(self.target, &self.member)?;
+            Ok::<_, DialError>(
+                RaftClient::new(channel)
+                    .max_decoding_message_size(limits::MESSAGE_BYTES)
+                    .max_encoding_message_size(limits::MESSAGE_BYTES),
+            )
+        };
+        self.client
+            .get_or_try_init(dial)
+            .await
+            .cloned()
+            .map_err(|error| Unreachable::new(&error).into())
+    }
+
+    fn seal(&self, payload: Vec<u8>) -> RaftMessage {
+        self.binding.seal(self.target, payload)
+    }
+
+    fn late(&self, action: RPCTypes, limit: Duration) -> Timeout<TypeConfig> {
+        Timeout {
+            action,
+            id: self.binding.member,
+            target: self.target,
+            timeout: limit,
+        }
+    }
+
+    /// One call with one answer.
+    async fn call<T, F>(
+        &self,
+        action: RPCTypes,
+        option: &RPCOption,
+        call: F,
+        decode: fn(&[u8]) -> Result<T, Malformed>,
+    ) -> RpcResult<T>
+    where
+        F: AsyncFnOnce(RaftClient<Channel>) -> Result<tonic::Response<RaftMessage>, Status>,
+    {
+        let limit = option.hard_ttl();
+        let client = self.client().await?;
+        let answer = timeout(limit, call(client))
+            .await
+            .map_err(|_| self.late(action, limit))?
+            .map_err(failed)?;
+        decode(&answer.into_inner().payload).map_err(garbled)
+    }
+}
+
+/// A member that cannot be reached, or refuses, is asked again after a pause; other failures at once.
+fn failed(status: Status) -> RPCError<TypeConfig> {
+    match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded | Code::Aborted => NetworkError::new(&status).into(),
+        _ => Unreachable::new(&status).into(),
+    }
+}
+
+fn garbled(error: Malformed) -> RPCError<TypeConfig> {
+    NetworkError::new(&error).into()
+}
+
+/// Appends sent and not answered yet.
+#[derive(Debug, Default)]
+struct InFlight {
+    sent: AtomicU64,
+    answered: AtomicU64,
+    more: Notify,
+}
+
+impl InFlight {
+    fn send(&self) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        self.more.notify_one();
+    }
+
+    /// Resolves when an answer is overdue: something was sent, and nothing came since this was called.
+    async fn overdue(&self) {
+        while self.sent.load(Ordering::Relaxed) == self.answered.load(Ordering::Relaxed) {
+            self.more.notified().await;
+        }
+        sleep(APPEND_WAIT).await;
+    }
+}
+
+/// The answers of one append stream, up to the first that ends it.
+struct Answers<'a, D> {
+    peer: &'a Peer<D>,
+    messages: Streaming<RaftMessage>,
+    in_flight: Arc<InFlight>,
+}
+
+impl<D: Dial> Answers<'_, D> {
+    async fn next(&mut self) -> Option<RpcResult<StreamAppendResult<TypeConfig>>> {
+        let message = tokio::select! {
+            biased;
+            message = self.messages.message() => message,
+            () = self.in_flight.overdue() => {
+                return Some(Err(self.peer.late(RPCTypes::AppendEntries, APPEND_WAIT).into()));
+            }
+        };
+        self.in_flight.answered.fetch_add(1, Ordering::Relaxed);
+        match message {
+            Ok(message) => Some(message::decode_appended(&message?.payload).map_err(garbled)),
+            Err(status) => Some(Err(failed(status))),
+        }
+    }
+}
+
+impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
+    type SnapshotData = State;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<AppendEntriesResponse<TypeConfig>> {
+        let mut answers = self
+            .stream_append(Box::pin(stream::once(async { request })), option)
+            .await?;
+        match answers.next().await {
+            Some(Ok(Ok(_))) => Ok(AppendEntriesResponse::Success),
+            Some(Ok(Err(StreamAppendError::Conflict(_)))) => Ok(AppendEntriesResponse::Conflict),
+            Some(Ok(Err(StreamAppendError::HigherVote(vote)))) => Ok(AppendEntriesResponse::HigherVote(vote)),
+            Some(Err(error)) => Err(error),
+            None => Err(garbled(Malformed)),
+        }
+    }
+
+    /// Pipelined: requests go out as they are made, whatever answers are still under way.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, RpcResult<BoxStream<'s, RpcResult<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let in_flight = Arc::new(InFlight::default());
+            let (binding, target, counter) = (self.binding, self.target, in_flight.clone());
+            let requests = input.map(move |request| {
+                counter.send();
+                binding.seal(target, message::encode_append(request))
+            });
+            let mut client = self.client().await?;
+            let opened = client.append(requests);
+            // The peer answers the call itself once it has the first request; idle until then is not late.
+            let messages = tokio::select! {
+                biased;
+                opened = opened => opened.map_err(failed)?.into_inner(),
+                () = in_flight.overdue() => {
+                    return Err(self.late(RPCTypes::AppendEntries, APPEND_WAIT).into());
+                }
+            };
+            let answers = Answers {
+                peer: &*self,
+                messages,
+                in_flight,
+            };
+            // A refused append ends the stream: what was pipelined behind it is refused as well.
+            let answers = stream::unfold(Some(answers), |answers| async move {
+                let mut answers = answers?;
+                let answer = answers.next().await?;
+                let more = matches!(answer, Ok(Ok(_))).then_some(answers);
+                Some((answer, more))
+            });
+            Ok(answers.boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<VoteResponse<TypeConfig>> {
+        let message = self.seal(message::encode_vote(&request));
+        let call = async |mut client: RaftClient<Channel>| client.vote(message).await;
+        self.call(RPCTypes::Vote, &option, call, message::decode_voted)
+            .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<VoteResponse<TypeConfig>> {
+        let message = self.seal(message::encode_vote(&request));
+        let call = async |mut client: RaftClient<Channel>| client.pre_vote(message).await;
+        self.call(RPCTypes::Vote, &option, call, message::decode_voted)
+            .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let taken = Arc::new(AtomicU64::new(0));
+        let head = message::encode_snapshot(&vote, &snapshot.meta);
+        let (binding, target, counter) = (self.binding, self.target, taken.clone());
+        // Encoded chunk by chunk as the peer takes them.
+        let messages = std::iter::once(head)
+            .chain(chunks(&snapshot.snapshot))
+            .map(move |payload| {
+                counter.fetch_add(1, Ordering::Relaxed);
+                binding.seal(target, payload)
+            });
+        let mut client = self.client().await?;
+        let mut sending = pin!(client.install_snapshot(stream::iter(messages)));
+        let mut cancel = pin!(cancel);
+        let mut deadline = pin!(sleep(option.hard_ttl()));
+        loop {
+            let before = taken.load(Ordering::Relaxed);
+            tokio::select! {
+                biased;
+                answer = &mut sending => {
+                    let answer = answer.map_err(failed)?.into_inner();
+                    return Ok(message::decode_installed(&answer.payload).map_err(garbled)?);
+                }
+                closed = &mut cancel => return Err(closed.into()),
+                () = &mut deadline => {
+                    return Err(self.late(RPCTypes::InstallSnapshot, option.hard_ttl()).into());
+                }
+                () = sleep(CHUNK_WAIT) => {
+                    if taken.load(Ordering::Relaxed) == before {
+                        return Err(self.late(RPCTypes::InstallSnapshot, CHUNK_WAIT).into());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<TransferResult> {
+        let message = self.seal(message::encode_transfer(&request));
+        let call = async |mut client: RaftClient<Channel>| client.transfer_leader(message).await;
+        self.call(
+            RPCTypes::TransferLeader,
+            &option,
+            call,
+            message::decode_transferred,
+        )
+        .await
+    }
+}
