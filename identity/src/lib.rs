@@ -1,3 +1,29 @@
-//! Who is who: what stands so far are join tickets.
+//! Who is who: keys, certificate requests, the certificate profile, tickets, the trust bundle, and TLS 1.3
+//! configurations that swap while connections go on.
+//!
+//! The mapping from a certificate to (cluster, node, role) lives here and nowhere else. What only the certificate
+//! authority needs is behind the feature `authority`, which only the manager turns on.
 
+#[cfg(any(test, feature = "authority"))]
+pub mod authority;
+pub mod bundle;
+pub mod certificate;
+mod credentials;
+pub mod csr;
+mod dial;
+mod key;
+mod peer;
+pub mod seam;
+#[cfg(test)]
+mod testing;
 pub mod ticket;
+pub mod tls;
+
+#[cfg(any(test, feature = "authority"))]
+pub use authority::{Authority, IssueError};
+pub use bundle::{Bundle, BundleError};
+pub use certificate::{Certificate, ProfileError, Subject};
+pub use credentials::{Credentials, CredentialsError, Identity};
+pub use dial::DialError;
+pub use key::{Key, KeyError};
+pub use peer::{ConnectInfo, Peer};

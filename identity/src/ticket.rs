@@ -14,17 +14,17 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 /// Bytes of a ticket's secret: 128 random bits, past guessing even without the limiter.
-pub const SECRET_BYTES: usize = 16;
+pub const TICKET_SECRET_BYTES: usize = 16;
 
 const PREFIX: &str = "BULKHEAD";
 const VERSION: &str = "1";
 
 /// The secret half of a ticket; wiped when dropped, never printed.
-pub struct TicketSecret(Zeroizing<[u8; SECRET_BYTES]>);
+pub struct TicketSecret(Zeroizing<[u8; TICKET_SECRET_BYTES]>);
 
 impl TicketSecret {
     /// Wraps random bytes that the caller drew.
-    pub fn new(bytes: Zeroizing<[u8; SECRET_BYTES]>) -> Self {
+    pub fn new(bytes: Zeroizing<[u8; TICKET_SECRET_BYTES]>) -> Self {
         Self(bytes)
     }
 
@@ -33,12 +33,12 @@ impl TicketSecret {
     /// # Errors
     /// Where it has another length.
     pub fn from_wire(bytes: &[u8]) -> Result<Self, TicketError> {
-        let array: [u8; SECRET_BYTES] = bytes.try_into().map_err(|_| TicketError::Secret)?;
+        let array: [u8; TICKET_SECRET_BYTES] = bytes.try_into().map_err(|_| TicketError::Secret)?;
         Ok(Self(Zeroizing::new(array)))
     }
 
     /// The secret itself, for the one request that says it.
-    pub fn expose(&self) -> &[u8; SECRET_BYTES] {
+    pub fn expose(&self) -> &[u8; TICKET_SECRET_BYTES] {
         &self.0
     }
 
@@ -167,7 +167,10 @@ mod tests {
     use super::*;
 
     fn ticket() -> Ticket {
-        Ticket::new(b"a root", TicketSecret::new(Zeroizing::new([0xC3; SECRET_BYTES])))
+        Ticket::new(
+            b"a root",
+            TicketSecret::new(Zeroizing::new([0xC3; TICKET_SECRET_BYTES])),
+        )
     }
 
     #[test]
@@ -219,8 +222,8 @@ mod tests {
     #[test]
     fn another_secret_does_not_match() {
         let hash = ticket().secret().hash();
-        for (at, bit) in [(0, 1), (SECRET_BYTES - 1, 0x80)] {
-            let mut near = [0xC3; SECRET_BYTES];
+        for (at, bit) in [(0, 1), (TICKET_SECRET_BYTES - 1, 0x80)] {
+            let mut near = [0xC3; TICKET_SECRET_BYTES];
             near[at] ^= bit;
             assert!(!TicketSecret::new(Zeroizing::new(near)).matches(&hash));
         }
@@ -251,7 +254,7 @@ mod tests {
         }
 
         #[test]
-        fn every_ticket_reads_back(root in any::<[u8; 32]>(), secret in any::<[u8; SECRET_BYTES]>()) {
+        fn every_ticket_reads_back(root in any::<[u8; 32]>(), secret in any::<[u8; TICKET_SECRET_BYTES]>()) {
             let text = Ticket::new(&root, TicketSecret::new(Zeroizing::new(secret))).to_text();
             prop_assert!(text.len() <= TICKET_BYTES);
             let read: Ticket = text.parse().expect("our own text");

@@ -9,7 +9,7 @@ pub mod log_store;
 mod membership;
 mod replica;
 pub mod runtime;
-pub mod seam;
+pub use bulkhead_identity::seam;
 pub mod state;
 mod state_machine;
 #[cfg(test)]

@@ -1,7 +1,6 @@
-//! The clock and entropy seams: the only places where the store asks the machine for time or random bytes.
+//! The clock and entropy seams: the only places where a program asks the machine for time or random bytes.
 //!
-//! Whatever decides receives these as traits, so that a simulation can drive both from one seed. The file-system
-//! seam stands in [`crate::file_system`].
+//! Whatever decides receives these as traits, so that a simulation can drive both from one seed.
 
 use std::fmt;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,0 +1,176 @@
+//! The certificate authority: makes roots and signs leaves of the profile. Only the manager has this code.
+
+use std::fmt;
+use std::time::Duration;
+
+use bulkhead_proto::limits::ROOT_VALIDITY;
+use bulkhead_proto::{ClusterId, Role};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo, date_time_ymd,
+};
+use rustls_pki_types::CertificateDer;
+
+use crate::bundle::{Root, RootError};
+use crate::certificate::{Certificate, SERIAL_BYTES, manager_name};
+use crate::csr::PublicKey;
+use crate::seam::{Entropy as _, SystemEntropy};
+use crate::{Key, Subject};
+
+/// A root with its key.
+pub struct Authority {
+    root: Root,
+    issuer: Issuer<'static, Key>,
+}
+
+/// A certificate that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// No key or serial number.
+    #[error("the system gave no random bytes")]
+    Entropy,
+    /// The times are out of range, or the end is not after the start.
+    #[error("a certificate's times are out of range")]
+    Validity,
+    /// It is for another cluster than the root's.
+    #[error("this root signs for cluster {0}, and for no other")]
+    Cluster(ClusterId),
+    /// The root's certificate is not one.
+    #[error("the root certificate does not fit the profile")]
+    Root(#[from] RootError),
+    /// The root's key is not one, or not this root's.
+    #[error("this is not the key of the root certificate")]
+    Key,
+    /// Signing failed.
+    #[error("the certificate could not be signed")]
+    Sign(#[from] rcgen::Error),
+}
+
+impl Authority {
+    /// Makes a root for a cluster, valid from `now_ms` for [`ROOT_VALIDITY`].
+    ///
+    /// # Errors
+    /// Where the system gives no random bytes or `now_ms` is out of range.
+    pub fn generate(cluster: ClusterId, now_ms: i64) -> Result<Self, IssueError> {
+        let key = Key::generate().map_err(|_| IssueError::Entropy)?;
+        let validity = i64::try_from(ROOT_VALIDITY.as_millis()).map_err(|_| IssueError::Validity)?;
+        let mut params = params(now_ms, now_ms.checked_add(validity).ok_or(IssueError::Validity)?)?;
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, cluster.to_string());
+        // Roots that follow each other have names of their own, so that a chain has one issuer.
+        let name = format!("root {}", &key.key_id().to_string()[..16]);
+        params.distinguished_name.push(DnType::CommonName, name);
+        // One level below: the cross-certificate of a rotation.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let root_der = params.self_signed(&key)?.der().to_vec();
+        Self::from_parts(&root_der, key.pkcs8())
+    }
+
+    /// Takes up a root that was kept.
+    ///
+    /// # Errors
+    /// Where the certificate does not fit the profile or the key is not its own.
+    pub fn from_parts(root_der: &[u8], pkcs8: &[u8]) -> Result<Self, IssueError> {
+        let root = Root::from_der(root_der)?;
+        let key = Key::from_pkcs8(pkcs8).map_err(|_| IssueError::Key)?;
+        if key.key_id() != root.key_id() {
+            return Err(IssueError::Key);
+        }
+        let issuer = Issuer::from_ca_cert_der(&CertificateDer::from(root_der), key)?;
+        Ok(Self { root, issuer })
+    }
+
+    /// The root certificate.
+    pub fn root_der(&self) -> &[u8] {
+        self.root.der()
+    }
+
+    /// The root's key, for a sealed record.
+    pub fn key_pkcs8(&self) -> &[u8] {
+        self.issuer.key().pkcs8()
+    }
+
+    /// The cluster that it signs for.
+    pub fn cluster(&self) -> ClusterId {
+        self.root.cluster()
+    }
+
+    /// Signs a leaf of the profile.
+    ///
+    /// # Errors
+    /// Where the subject is of another cluster or the times are out of range.
+    pub fn issue(
+        &self,
+        subject: &Subject,
+        key: &PublicKey,
+        not_before_ms: i64,
+        not_after_ms: i64,
+    ) -> Result<Vec<u8>, IssueError> {
+        if subject.cluster != self.cluster() {
+            return Err(IssueError::Cluster(self.cluster()));
+        }
+        let mut params = params(not_before_ms, not_after_ms)?;
+        let name = &mut params.distinguished_name;
+        name.push(DnType::OrganizationName, subject.cluster.to_string());
+        name.push(DnType::OrganizationalUnitName, subject.role.as_str());
+        name.push(DnType::CommonName, subject.node.to_string());
+        params
+            .subject_alt_names
+            .push(SanType::URI(subject.uri().try_into()?));
+        params
+            .extended_key_usages
+            .push(ExtendedKeyUsagePurpose::ClientAuth);
+        if subject.role == Role::Manager {
+            params
+                .subject_alt_names
+                .push(SanType::DnsName(manager_name(subject.cluster).try_into()?));
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        let public = SubjectPublicKeyInfo::from_der(key.spki_der())?;
+        let der = params.signed_by(&public, &self.issuer)?.der().to_vec();
+        Certificate::from_der(&der).expect("what is built from the profile fits the profile");
+        Ok(der)
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Parameters with a fresh serial number, these times, and nothing else.
+fn params(not_before_ms: i64, not_after_ms: i64) -> Result<CertificateParams, IssueError> {
+    let mut serial = [0; SERIAL_BYTES];
+    SystemEntropy.fill(&mut serial).map_err(|_| IssueError::Entropy)?;
+    serial[0] = serial[0] & 0x7f | 0x40; // positive, and never shorter
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.not_before = date_time_ymd(1970, 1, 1) + since_1970(not_before_ms)?;
+    params.not_after = date_time_ymd(1970, 1, 1) + since_1970(not_after_ms)?;
+    if params.not_before >= params.not_after {
+        return Err(IssueError::Validity);
+    }
+    Ok(params)
+}
+
+/// Whole seconds, as certificates count; up to the year 9999, the last one that they can write.
+fn since_1970(millis: i64) -> Result<Duration, IssueError> {
+    const YEAR_10000: u64 = 253_402_300_800;
+    let seconds = u64::try_from(millis).map_err(|_| IssueError::Validity)? / 1000;
+    if seconds < YEAR_10000 {
+        Ok(Duration::from_secs(seconds))
+    } else {
+        Err(IssueError::Validity)
+    }
+}

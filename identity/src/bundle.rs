@@ -1,0 +1,285 @@
+//! The trust bundle: the roots of one cluster, and the two questions that are asked of them.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bulkhead_proto::{ClusterId, KeyId, Role};
+use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
+
+use crate::certificate::{self, Certificate, ProfileError, manager_name};
+use crate::tls::provider;
+
+/// Roots in one bundle: the old, the new, and room for a rotation that was cut short.
+pub const ROOTS: usize = 4;
+/// Certificates between leaf and root: the cross-certificate of a rotation.
+const INTERMEDIATES: usize = 1;
+
+/// A root certificate that fits the profile: self-signed, of one cluster, for signing certificates.
+#[derive(Clone)]
+pub struct Root {
+    der: CertificateDer<'static>,
+    cluster: ClusterId,
+    key_id: KeyId,
+    not_after_ms: i64,
+}
+
+/// A root certificate that is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RootError {
+    /// It differs from what every certificate is.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// Its name is not that of a root.
+    #[error("a root's subject and issuer read O=<cluster id>, CN=<name>, this one's do not")]
+    Name,
+    /// It is not for signing certificates.
+    #[error(
+        "a root is an authority with a path length of at least 1 and signs certificates only, this one is not"
+    )]
+    Authority,
+    /// It did not sign itself.
+    #[error("a root is signed with its own key, this one is not")]
+    Signature,
+}
+
+impl Root {
+    /// Reads a root and checks it.
+    ///
+    /// # Errors
+    /// [`RootError`], with the first difference.
+    pub fn from_der(der: &[u8]) -> Result<Self, RootError> {
+        let x509 = certificate::parse(der)?;
+        let oids = [OID_X509_ORGANIZATION_NAME, OID_X509_COMMON_NAME];
+        let [cluster, _] = certificate::attributes(x509.subject(), oids).ok_or(RootError::Name)?;
+        let cluster = cluster.parse().map_err(|_| RootError::Name)?;
+        if x509.subject().as_raw() != x509.issuer().as_raw() {
+            return Err(RootError::Name);
+        }
+        let (_, not_after_ms) = certificate::validity(&x509)?;
+        check_authority(x509.extensions())?;
+        x509.verify_signature(None).map_err(|_| RootError::Signature)?;
+        Ok(Self {
+            der: CertificateDer::from(der.to_vec()),
+            cluster,
+            key_id: KeyId::of_spki(x509.public_key().raw),
+            not_after_ms,
+        })
+    }
+
+    /// The certificate itself.
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Whose root it is.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// The id of its public key.
+    pub fn key_id(&self) -> KeyId {
+        self.key_id
+    }
+
+    /// End of validity, milliseconds since 1970.
+    pub fn not_after_ms(&self) -> i64 {
+        self.not_after_ms
+    }
+}
+
+impl fmt::Debug for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Root")
+            .field("cluster", &self.cluster)
+            .field("key", &self.key_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bit 5 of a key usage (RFC 5280 §4.2.1.3), as x509-parser counts.
+const KEY_CERT_SIGN: u16 = 1 << 5;
+
+fn check_authority(extensions: &[x509_parser::extensions::X509Extension<'_>]) -> Result<(), RootError> {
+    let (mut basic, mut usage) = (0, 0);
+    for extension in extensions {
+        let (count, fits) = match extension.parsed_extension() {
+            ParsedExtension::BasicConstraints(constraints) => (
+                &mut basic,
+                constraints.ca && constraints.path_len_constraint.is_none_or(|levels| levels >= 1),
+            ),
+            ParsedExtension::KeyUsage(bits) => (&mut usage, bits.flags == KEY_CERT_SIGN),
+            ParsedExtension::SubjectKeyIdentifier(_) if !extension.critical => continue,
+            _ => return Err(ProfileError::Extension.into()),
+        };
+        *count += 1;
+        if !fits || !extension.critical {
+            return Err(RootError::Authority);
+        }
+    }
+    if (basic, usage) == (1, 1) {
+        Ok(())
+    } else {
+        Err(RootError::Authority)
+    }
+}
+
+/// The roots of one cluster, oldest first. Cheap to clone.
+#[derive(Clone)]
+pub struct Bundle {
+    roots: Arc<[Root]>,
+    servers: Arc<WebPkiServerVerifier>,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+/// A list of roots that is no bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    /// None, or too many.
+    #[error("a bundle has 1 to {ROOTS} roots")]
+    Count,
+    /// One of them is no root.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// They are of different clusters.
+    #[error("the roots of a bundle are of one cluster")]
+    Clusters,
+}
+
+impl Bundle {
+    /// Reads the roots of one cluster.
+    ///
+    /// # Errors
+    /// Where there are none or too many, one is no root, or they are of different clusters.
+    pub fn from_ders(ders: Vec<Vec<u8>>) -> Result<Self, BundleError> {
+        if ders.is_empty() || ders.len() > ROOTS {
+            return Err(BundleError::Count);
+        }
+        let roots = ders
+            .iter()
+            .map(|der| Root::from_der(der))
+            .collect::<Result<Arc<[Root]>, _>>()?;
+        if roots.iter().any(|root| root.cluster != roots[0].cluster) {
+            return Err(BundleError::Clusters);
+        }
+        let mut store = RootCertStore::empty();
+        for root in roots.iter() {
+            store
+                .add(root.der.clone())
+                .map_err(|_| RootError::Profile(ProfileError::Encoding))?;
+        }
+        let store = Arc::new(store);
+        let servers = WebPkiServerVerifier::builder_with_provider(store.clone(), provider()).build();
+        let clients = WebPkiClientVerifier::builder_with_provider(store, provider()).build();
+        Ok(Self {
+            roots,
+            servers: servers.expect("a verifier with roots and no revocation list"),
+            clients: clients.expect("a verifier with roots and no revocation list"),
+        })
+    }
+
+    /// The roots as they go over the wire and into the key file.
+    pub fn ders(&self) -> Vec<Vec<u8>> {
+        self.roots.iter().map(|root| root.der.to_vec()).collect()
+    }
+
+    /// The roots.
+    pub fn roots(&self) -> &[Root] {
+        &self.roots
+    }
+
+    /// Whose roots they are.
+    pub fn cluster(&self) -> ClusterId {
+        self.roots[0].cluster
+    }
+
+    /// Checks the certificate of a server: chain, validity, profile, role manager, this cluster.
+    ///
+    /// # Errors
+    /// Where any of these does not hold; for the handshake to send and the local log to keep.
+    pub fn verify_manager(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Certificate, VerifyError> {
+        let certificate = self.profile(leaf, intermediates)?;
+        if certificate.subject.role != Role::Manager {
+            return Err(VerifyError::NotManager(certificate.subject.role));
+        }
+        let name = ServerName::try_from(manager_name(self.cluster())).expect("a cluster id is a DNS label");
+        self.servers
+            .verify_server_cert(leaf, intermediates, &name, &[], now)?;
+        Ok(certificate)
+    }
+
+    /// Checks the certificate of a client: chain, validity, profile, this cluster.
+    ///
+    /// # Errors
+    /// Where any of these does not hold.
+    pub fn verify_client(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Certificate, VerifyError> {
+        let certificate = self.profile(leaf, intermediates)?;
+        self.clients.verify_client_cert(leaf, intermediates, now)?;
+        Ok(certificate)
+    }
+
+    fn profile(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+    ) -> Result<Certificate, VerifyError> {
+        if intermediates.len() > INTERMEDIATES {
+            return Err(VerifyError::Intermediates);
+        }
+        let certificate = Certificate::from_der(leaf)?;
+        if certificate.subject.cluster != self.cluster() {
+            return Err(VerifyError::ForeignCluster(certificate.subject.cluster));
+        }
+        Ok(certificate)
+    }
+}
+
+impl fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Bundle").field(&self.roots).finish()
+    }
+}
+
+/// Why a peer's certificate is not believed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum VerifyError {
+    /// It does not fit the profile.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// It is of another cluster.
+    #[error("it is of cluster {0}, not of ours")]
+    ForeignCluster(ClusterId),
+    /// A server that is no manager.
+    #[error("it is a {0}'s, and only managers serve")]
+    NotManager(Role),
+    /// Another manager than the one that was called.
+    #[error("it is manager {got}'s, and manager {wanted} was called")]
+    WrongManager {
+        /// Who was called.
+        wanted: bulkhead_proto::NodeId,
+        /// Who answered.
+        got: bulkhead_proto::NodeId,
+    },
+    /// A chain that is too long.
+    #[error("its chain has more than {INTERMEDIATES} certificate between it and the root")]
+    Intermediates,
+    /// The chain or the validity.
+    #[error("its chain does not verify")]
+    Chain(#[from] rustls::Error),
+}

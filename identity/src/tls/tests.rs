@@ -1,0 +1,267 @@
+use std::sync::{Arc, Mutex};
+
+use bulkhead_proto::wire::enrolment_client::EnrolmentClient;
+use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
+use bulkhead_proto::wire::{EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse};
+use bulkhead_proto::{NodeId, Role};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::testing::{CLUSTER, HOUR_MS, authority, bundle, credentials, issue, subject};
+use crate::ticket::{Ticket, TicketSecret};
+use crate::{Authority, Certificate, ConnectInfo, Credentials, DialError, Identity, Key, Peer};
+
+/// Answers GetRoot and writes down who asked, and every secret that it hears.
+#[derive(Clone, Default)]
+struct Recorder {
+    roots: Vec<Vec<u8>>,
+    peers: Arc<Mutex<Vec<Peer>>>,
+    secrets: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+#[tonic::async_trait]
+impl Enrolment for Recorder {
+    async fn get_root(&self, request: Request<GetRootRequest>) -> Result<Response<GetRootResponse>, Status> {
+        let info = request
+            .extensions()
+            .get::<ConnectInfo>()
+            .expect("every connection says who it is");
+        assert!(info.address.is_some());
+        self.peers.lock().expect("peers").push(info.peer.clone());
+        Ok(Response::new(GetRootResponse {
+            roots: self.roots.clone(),
+            cluster_id: vec![],
+            now: 12_345,
+        }))
+    }
+
+    async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolResponse>, Status> {
+        self.secrets
+            .lock()
+            .expect("secrets")
+            .push(request.into_inner().ticket_secret);
+        Err(Status::unimplemented(""))
+    }
+}
+
+struct Serving {
+    address: String,
+    recorder: Recorder,
+    identity: Identity,
+    _server: AbortOnDropHandle<()>,
+}
+
+async fn serve(authority: &Authority, credentials: Credentials) -> Serving {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    let recorder = Recorder {
+        roots: vec![authority.root_der().to_vec()],
+        ..Recorder::default()
+    };
+    let identity = Identity::new(credentials).expect("credentials");
+    let (stream, service) = (
+        incoming(listener, identity.clone()),
+        EnrolmentServer::new(recorder.clone()),
+    );
+    let server = tokio::spawn(async move {
+        let served = tonic::transport::Server::builder()
+            .add_service(service)
+            .serve_with_incoming(stream)
+            .await;
+        served.expect("a server");
+    });
+    Serving {
+        address,
+        recorder,
+        identity,
+        _server: AbortOnDropHandle::new(server),
+    }
+}
+
+async fn ask(channel: tonic::transport::Channel) -> Result<GetRootResponse, Status> {
+    EnrolmentClient::new(channel)
+        .get_root(GetRootRequest {})
+        .await
+        .map(Response::into_inner)
+}
+
+fn manager(node: u8) -> Expect {
+    Expect::Manager(NodeId::from_bytes([node; 16]))
+}
+
+#[tokio::test]
+async fn each_role_is_seen_as_what_its_certificate_says() {
+    let authority = authority();
+    let server = serve(&authority, credentials(&authority, Role::Manager, 1)).await;
+    for role in Role::ALL {
+        let client = Identity::new(credentials(&authority, role, 2)).expect("credentials");
+        for expect in [Expect::AnyManager, manager(1)] {
+            ask(channel(&client, &server.address, expect).expect("an address"))
+                .await
+                .expect("an answer");
+            let peer = server.recorder.peers.lock().expect("peers").pop();
+            let Some(Peer::Node(certificate)) = peer else {
+                panic!("{peer:?}")
+            };
+            assert_eq!(certificate.subject(), subject(role, 2));
+            assert_eq!(certificate.key_id(), client.current().key.key_id());
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_certificate_one_is_anonymous() {
+    let authority = authority();
+    let server = serve(&authority, credentials(&authority, Role::Manager, 1)).await;
+    ask(bundle_channel(&bundle(&authority), &server.address).expect("an address"))
+        .await
+        .expect("an answer");
+    let peer = server.recorder.peers.lock().expect("peers").pop();
+    assert!(matches!(peer, Some(Peer::Anonymous)), "{peer:?}");
+}
+
+#[tokio::test]
+async fn a_caller_refuses_whoever_is_not_the_manager_it_called() {
+    let (ours, foreign) = (authority(), authority());
+    let client = Identity::new(credentials(&ours, Role::Worker, 2)).expect("credentials");
+    let expired = |authority: &Authority| {
+        let key = Key::generate().expect("a key");
+        let der = issue(authority, &key, subject(Role::Manager, 1), -HOUR_MS, -60_000);
+        Credentials {
+            key,
+            certificate: Certificate::from_der(&der).expect("ours"),
+            bundle: bundle(authority),
+        }
+    };
+    let future = |authority: &Authority| {
+        let key = Key::generate().expect("a key");
+        let der = issue(authority, &key, subject(Role::Manager, 1), 60_000, HOUR_MS);
+        Credentials {
+            key,
+            certificate: Certificate::from_der(&der).expect("ours"),
+            bundle: bundle(authority),
+        }
+    };
+    for (why, authority, credentials, expect) in [
+        (
+            "another manager",
+            &ours,
+            credentials(&ours, Role::Manager, 3),
+            manager(1),
+        ),
+        (
+            "a worker that serves",
+            &ours,
+            credentials(&ours, Role::Worker, 1),
+            Expect::AnyManager,
+        ),
+        (
+            "an operator that serves",
+            &ours,
+            credentials(&ours, Role::Operator, 1),
+            manager(1),
+        ),
+        (
+            "another root of the same name",
+            &foreign,
+            credentials(&foreign, Role::Manager, 1),
+            manager(1),
+        ),
+        ("an expired certificate", &ours, expired(&ours), manager(1)),
+        ("a certificate not yet valid", &ours, future(&ours), manager(1)),
+    ] {
+        let server = serve(authority, credentials).await;
+        let refused = ask(channel(&client, &server.address, expect).expect("an address")).await;
+        assert_eq!(refused.expect_err(why).code(), tonic::Code::Unavailable, "{why}");
+        assert!(server.recorder.peers.lock().expect("peers").is_empty(), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_refuses_certificates_that_prove_nothing() {
+    let (ours, foreign) = (authority(), authority());
+    let server = serve(&ours, credentials(&ours, Role::Manager, 1)).await;
+    let forged = |authority: &Authority, from_ms, to_ms| {
+        let key = Key::generate().expect("a key");
+        let der = issue(authority, &key, subject(Role::Manager, 2), from_ms, to_ms);
+        let certificate = Certificate::from_der(&der).expect("ours");
+        Identity::new(Credentials {
+            key,
+            certificate,
+            bundle: bundle(&ours),
+        })
+        .expect("credentials")
+    };
+    for (why, client) in [
+        (
+            "another root of the same name",
+            forged(&foreign, -60_000, HOUR_MS),
+        ),
+        ("expired", forged(&ours, -HOUR_MS, -60_000)),
+        ("not yet valid", forged(&ours, 60_000, HOUR_MS)),
+    ] {
+        let refused = ask(channel(&client, &server.address, manager(1)).expect("an address")).await;
+        assert!(refused.is_err(), "{why}");
+    }
+    assert!(server.recorder.peers.lock().expect("peers").is_empty());
+}
+
+#[tokio::test]
+async fn new_credentials_hold_for_new_connections_and_old_ones_go_on() {
+    let authority = authority();
+    let server = serve(&authority, credentials(&authority, Role::Manager, 1)).await;
+    let client = Identity::new(credentials(&authority, Role::Worker, 2)).expect("credentials");
+    let standing = channel(&client, &server.address, manager(1)).expect("an address");
+    ask(standing.clone()).await.expect("an answer");
+    let before = client.current().key.key_id();
+    let mut changed = client.changed();
+
+    server
+        .identity
+        .replace(credentials(&authority, Role::Manager, 1))
+        .expect("the same subject");
+    client
+        .replace(credentials(&authority, Role::Worker, 2))
+        .expect("the same subject");
+    assert!(changed.has_changed().expect("alive"));
+    changed.mark_unchanged();
+
+    ask(standing).await.expect("an answer on the old connection");
+    ask(channel(&client, &server.address, manager(1)).expect("an address"))
+        .await
+        .expect("an answer");
+    let peers: Vec<_> = server.recorder.peers.lock().expect("peers").drain(..).collect();
+    let keys: Vec<_> = peers
+        .iter()
+        .map(|peer| match peer {
+            Peer::Node(certificate) => certificate.key_id(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(keys, [before, before, client.current().key.key_id()]);
+    let other = client.replace(credentials(&authority, Role::Worker, 3));
+    assert!(other.is_err(), "another node's credentials");
+}
+
+#[tokio::test]
+async fn the_ticket_decides_which_root_is_believed() {
+    let (ours, other) = (authority(), authority());
+    let server = serve(&ours, credentials(&ours, Role::Manager, 1)).await;
+    let ticket = |root: &Authority| Ticket::new(root.root_der(), TicketSecret::new(Zeroizing::new([9; 16])));
+    let (found, cluster, now) = fetch_roots(&server.address, &ticket(&ours))
+        .await
+        .expect("the root");
+    assert_eq!(
+        (found.ders(), cluster, now),
+        (vec![ours.root_der().to_vec()], CLUSTER, 12_345)
+    );
+
+    let refused = fetch_roots(&server.address, &ticket(&other))
+        .await
+        .expect_err("another root");
+    assert!(matches!(refused, DialError::WrongRoot { .. }), "{refused}");
+    assert!(server.recorder.secrets.lock().expect("secrets").is_empty());
+}
