@@ -4,12 +4,8 @@ pub mod authz;
 pub mod freshness;
 pub mod membership;
 pub mod orchestrator;
-pub mod peers;
-pub mod proposer;
 pub mod refusal;
 pub mod registry;
 pub mod scheduler;
 
-pub use freshness::{Fresh, Freshness};
-pub use peers::Peers;
-pub use proposer::Proposer;
+pub use freshness::Freshness;

@@ -11,4 +11,5 @@ pub mod proxy;
 pub mod records;
 pub mod runtime;
 pub mod secrets;
+pub mod session;
 pub mod task;

@@ -1,0 +1,72 @@
+//! Which manager to try next, and when. Pure but for its own random source.
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::time::Duration;
+
+/// The longest first wait: a worker whose manager died is back at another one long before it counts as down.
+const FIRST: Duration = Duration::from_millis(150);
+/// The longest wait.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Takes the managers in turn, and waits longer with each vain round.
+#[derive(Debug)]
+pub(super) struct Retry {
+    random: SmallRng,
+    turn: usize,
+    failures: usize,
+}
+
+impl Retry {
+    /// Begins anywhere in the list, so that workers spread over the managers.
+    pub(super) fn new(seed: u64) -> Self {
+        let mut random = SmallRng::seed_from_u64(seed);
+        Retry {
+            turn: random.random_range(0..1 << 16),
+            random,
+            failures: 0,
+        }
+    }
+
+    /// The manager to try now.
+    pub(super) fn next<'a>(&mut self, managers: &'a [String]) -> Option<&'a str> {
+        self.turn += 1;
+        let at = self.turn.checked_rem(managers.len())?;
+        managers.get(at).map(String::as_str)
+    }
+
+    /// How long to wait after a session ended, or after one could not begin. Doubles only once every manager was tried.
+    pub(super) fn wait(&mut self, worked: bool, managers: usize) -> Duration {
+        self.failures = if worked { 0 } else { self.failures + 1 };
+        let rounds = u32::try_from(self.failures / managers.max(1)).unwrap_or(u32::MAX);
+        let longest = FIRST.saturating_mul(2u32.saturating_pow(rounds)).min(LONGEST);
+        longest.mul_f64(self.random.random_range(0.5..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_manager_has_its_turn() {
+        let managers: Vec<String> = ["a", "b", "c"].map(String::from).into();
+        let mut retry = Retry::new(7);
+        let mut tried: Vec<_> = (0..3).filter_map(|_| retry.next(&managers)).collect();
+        tried.sort_unstable();
+        assert_eq!(tried, ["a", "b", "c"]);
+        assert_eq!(retry.next(&[]), None);
+    }
+
+    #[test]
+    fn waits_grow_by_rounds_and_begin_anew_after_a_session() {
+        for seed in 0..50 {
+            let mut retry = Retry::new(seed);
+            let first: Vec<_> = (0..2).map(|_| retry.wait(false, 3)).collect();
+            assert!(first.iter().all(|wait| *wait <= FIRST), "{first:?}");
+            assert!((0..60).map(|_| retry.wait(false, 3)).all(|wait| wait <= LONGEST));
+            assert!(retry.wait(false, 3) >= LONGEST / 2);
+            assert!(retry.wait(true, 3) <= Duration::from_millis(200));
+        }
+    }
+}
