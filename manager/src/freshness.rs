@@ -4,11 +4,15 @@
 //! It is fresh only for a short time after a question that the leader answered and that it has applied past.
 //! The time counts from when the question was *sent*: the answer says nothing about what was committed later.
 
+mod follow;
+
+pub use follow::Fresh;
+
 use std::{collections::VecDeque, time::Duration};
 
 /// How long one answered question keeps a replica fresh. Doubling it doubles how long a removed key works on a manager
 /// that is cut off; halving it makes one lost answer in a row of three visible to callers.
-pub const FRESH_FOR: Duration = Duration::from_millis(500);
+pub const FRESH_FOR: Duration = bulkhead_proto::limits::FRESHNESS;
 
 /// Answers waiting to be applied. Questions go out each 150 ms, so no more than four can still count; the rest is slack.
 const WAITING_MAX: usize = 8;

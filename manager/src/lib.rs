@@ -4,8 +4,12 @@ pub mod authz;
 pub mod freshness;
 pub mod membership;
 pub mod orchestrator;
+pub mod peers;
+pub mod proposer;
 pub mod refusal;
 pub mod registry;
 pub mod scheduler;
 
-pub use freshness::Freshness;
+pub use freshness::{Fresh, Freshness};
+pub use peers::Peers;
+pub use proposer::Proposer;

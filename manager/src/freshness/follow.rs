@@ -1,0 +1,111 @@
+//! The loop that keeps a replica fresh, and the handle by which the rest of a manager asks.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bulkhead_identity::seam::Clock;
+use bulkhead_proto::limits;
+use bulkhead_proto::wire::ReadIndexRequest;
+use bulkhead_raft::Replica;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Freshness;
+use crate::peers::Peers;
+
+/// An answer that takes longer keeps nothing fresh: it counts from when the question was sent.
+const ANSWER_WAIT: Duration = super::FRESH_FOR;
+
+/// Whether this manager's replica may decide now. Clones ask the same replica.
+#[derive(Debug, Clone)]
+pub struct Fresh {
+    state: Arc<Mutex<Freshness>>,
+    replica: Replica,
+    clock: Arc<dyn Clock>,
+}
+
+impl Fresh {
+    /// A replica that is stale until [`Fresh::follow`] heard from a leader.
+    pub fn new(replica: Replica, clock: Arc<dyn Clock>) -> Self {
+        Fresh {
+            state: Arc::default(),
+            replica,
+            clock,
+        }
+    }
+
+    /// Whether the replica may decide now.
+    pub fn is_fresh(&self) -> bool {
+        let now = self.clock.monotonic();
+        let mut state = self.lock();
+        state.applied(self.replica.state().index());
+        state.is_fresh(now)
+    }
+
+    /// For how long freshness has been over; zero while it lasts, and the age of the program before it ever began.
+    pub fn stale_for(&self) -> Duration {
+        let now = self.clock.monotonic();
+        let mut state = self.lock();
+        state.applied(self.replica.state().index());
+        now.saturating_sub(state.fresh_until().unwrap_or_default())
+    }
+
+    /// Asks for one read index now and waits until it is applied: afterwards the replica shows whatever was committed
+    /// before the call. `false` where nobody could say in time.
+    pub async fn catch_up(&self, peers: &Peers) -> bool {
+        let asked = async {
+            let index = read_index(&self.replica, peers, &*self.clock).await?;
+            self.replica.wait_applied(index).await;
+            Some(())
+        };
+        matches!(timeout(ANSWER_WAIT, asked).await, Ok(Some(())))
+    }
+
+    /// Asks whoever leads, again and again, until stopped.
+    pub async fn follow(self, peers: Peers, stop: CancellationToken) {
+        let mut ticks = interval(limits::FRESHNESS_PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        // Questions overlap: one slow answer must not hold up the next question.
+        let mut questions = JoinSet::new();
+        loop {
+            // Cancel-safe: a tick or an ended question that is not taken now is taken next time.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                Some(_) = questions.join_next() => {}
+                _ = ticks.tick() => {
+                    let (fresh, peers) = (self.clone(), peers.clone());
+                    questions.spawn(async move { fresh.ask(&peers).await });
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, peers: &Peers) {
+        let sent_at = self.clock.monotonic();
+        if let Ok(Some(index)) = timeout(ANSWER_WAIT, read_index(&self.replica, peers, &*self.clock)).await {
+            let mut state = self.lock();
+            state.answered(sent_at, index);
+            state.applied(self.replica.state().index());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Freshness> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn read_index(replica: &Replica, peers: &Peers, clock: &dyn Clock) -> Option<u64> {
+    let leader = replica.leadership().borrow().leader?;
+    if leader == replica.member() {
+        return replica.read_index().await.ok();
+    }
+    let now = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
+    let answer = peers
+        .client(leader)?
+        .read_index(ReadIndexRequest { now })
+        .await
+        .ok()?;
+    Some(answer.into_inner().index)
+}
