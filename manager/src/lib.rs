@@ -2,6 +2,7 @@
 
 pub mod authz;
 pub mod freshness;
+pub mod leader;
 pub mod membership;
 pub mod orchestrator;
 pub mod peers;

@@ -34,6 +34,10 @@ pub const MANAGER_PORT: u16 = 7443;
 pub const REPLICAS: u32 = 10_000;
 /// Secrets, published ports, constraints and tmpfs paths of one service, each.
 pub const SPEC_LIST_ENTRIES: usize = 64;
+/// Bytes of one service's spec, encoded.
+pub const SPEC_BYTES: usize = 64 << 10;
+/// Specs of one service that tasks may point to at once. With [`SPEC_BYTES`], a service fits a transaction.
+pub const SPEC_VERSIONS: usize = 8;
 /// Bytes of an image manifest or config (the distribution specification's 4 MiB is its upper bound).
 pub const MANIFEST_BYTES: usize = 1 << 20;
 /// Layers of an image.

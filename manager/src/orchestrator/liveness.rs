@@ -36,6 +36,8 @@ pub enum Verdict {
         expiring: usize,
         /// Live workers.
         live: usize,
+        /// Those that would be down by now.
+        silent: BTreeSet<NodeId>,
     },
 }
 
@@ -98,7 +100,11 @@ impl Liveness {
         let down: BTreeSet<_> = silent_by(now).map(|(node, _)| *node).collect();
         let expiring = silent_by(now + FREEZE_WINDOW).count();
         if !down.is_empty() && expiring > FREEZE_ABOVE.max(live * FREEZE_ABOVE_PERCENT / 100) {
-            return Verdict::Frozen { expiring, live };
+            return Verdict::Frozen {
+                expiring,
+                live,
+                silent: down,
+            };
         }
         Verdict::Down(down)
     }
@@ -133,6 +139,16 @@ mod tests {
             expected,
             "{after_ms} ms after the start"
         );
+    }
+
+    #[track_caller]
+    fn check_frozen(liveness: &Liveness, expiring: usize, live: usize, silent: &[u8]) {
+        let expected = Verdict::Frozen {
+            expiring,
+            live,
+            silent: silent.iter().map(|&number| id(number)).collect(),
+        };
+        assert_eq!(liveness.verdict(millis(2_500)), expected);
     }
 
     #[test]
@@ -187,10 +203,7 @@ mod tests {
     #[test]
     fn many_silent_workers_at_once_freeze_evictions() {
         check(&heard(3), 2_500, &[0, 1, 2]);
-        assert_eq!(
-            heard(4).verdict(millis(2_500)),
-            Verdict::Frozen { expiring: 4, live: 4 }
-        );
+        check_frozen(&heard(4), 4, 4, &[0, 1, 2, 3]);
     }
 
     #[test]
@@ -201,18 +214,9 @@ mod tests {
             liveness
         };
         check(&with_silent(6), 2_500, &[0, 1, 2, 3, 4, 5]);
-        assert_eq!(
-            with_silent(7).verdict(millis(2_500)),
-            Verdict::Frozen {
-                expiring: 7,
-                live: 30
-            }
-        );
+        check_frozen(&with_silent(7), 7, 30, &[0, 1, 2, 3, 4, 5, 6]);
         let mut staggered = heard(1);
         (1..4).for_each(|number| staggered.heard(id(number), Duration::ZERO, millis(900)));
-        assert_eq!(
-            staggered.verdict(millis(2_500)),
-            Verdict::Frozen { expiring: 4, live: 4 }
-        );
+        check_frozen(&staggered, 4, 4, &[0]);
     }
 }

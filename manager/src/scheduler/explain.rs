@@ -20,7 +20,7 @@ pub struct Explanation {
 }
 
 /// Asks every worker.
-pub fn explain(view: View<'_>, request: &Request<'_>) -> Explanation {
+pub fn explain(view: &View<'_>, request: &Request<'_>) -> Explanation {
     let infos = NodeInfo::of_workers(view);
     let ever = infos.values().any(|info| {
         let capacity = NodeInfo::empty(info.node);

@@ -168,6 +168,12 @@ pub(super) fn refusals(info: &NodeInfo<'_>, request: &Request<'_>) -> Vec<Refusa
     refusals
 }
 
+/// Whether the node is one that the constraints allow.
+pub(crate) fn satisfies_constraints(node: &wire::Node, request: &Request<'_>) -> bool {
+    let mut constraints = request.spec.constraints.iter();
+    constraints.all(|wire| constraint(wire, node, request).is_none())
+}
+
 fn constraint(wire: &wire::Constraint, node: &wire::Node, request: &Request<'_>) -> Option<Refusal> {
     let constraint = match Constraint::try_from(wire) {
         Ok(constraint) => constraint,

@@ -8,44 +8,17 @@ pub mod explain;
 mod filter;
 mod node_info;
 mod placement;
+mod view;
 
 pub use explain::{Explanation, explain};
 pub use filter::{Refusal, Request};
 pub use node_info::NodeInfo;
-pub use placement::{PLACEMENTS_PER_PASS, Plan, plan};
+pub use placement::{PLACEMENTS_PER_PASS, plan};
+pub use view::View;
+
+pub(crate) use filter::satisfies_constraints;
 
 use bulkhead_proto::wire;
-
-/// What the scheduler sees of one snapshot. Every slice must come from the same commit index.
-#[derive(Clone, Copy)]
-pub struct View<'a> {
-    /// Every node.
-    pub nodes: &'a [wire::Node],
-    /// Every service.
-    pub services: &'a [wire::Service],
-    /// Every task.
-    pub tasks: &'a [wire::Task],
-}
-
-impl std::fmt::Debug for View<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View")
-            .field("nodes", &self.nodes.len())
-            .field("services", &self.services.len())
-            .field("tasks", &self.tasks.len())
-            .finish()
-    }
-}
-
-/// The spec that a task was made from; none if its service or that version is gone.
-fn spec_of<'a>(services: &'a [wire::Service], task: &wire::Task) -> Option<&'a wire::ServiceSpec> {
-    let service = services.iter().find(|service| service.id == task.service_id)?;
-    let version = service
-        .versions
-        .iter()
-        .find(|version| version.number == task.spec_version)?;
-    version.spec.as_ref()
-}
 
 /// Whether the task still holds what it reserved. Being asked to stop frees nothing: the process is still there.
 fn holds_resources(task: &wire::Task) -> bool {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bulkhead_proto::wire;
 
-use super::{Request, View, holds_resources, spec_of};
+use super::{Request, View, holds_resources};
 
 /// A node and what its tasks left of it.
 #[derive(Debug, Clone)]
@@ -35,16 +35,16 @@ impl<'a> NodeInfo<'a> {
     }
 
     /// Every worker of the view with what its tasks hold, by id. Managers run no tasks.
-    pub fn of_workers(view: View<'a>) -> BTreeMap<&'a [u8], Self> {
+    pub fn of_workers(view: &View<'a>) -> BTreeMap<&'a [u8], Self> {
         let mut infos: BTreeMap<&[u8], Self> = view
             .nodes
-            .iter()
+            .values()
             .filter(|node| node.role() == wire::Role::Worker)
             .map(|node| (&node.id[..], Self::empty(node)))
             .collect();
-        for task in view.tasks.iter().filter(|task| holds_resources(task)) {
+        for &task in view.tasks.iter().filter(|task| holds_resources(task)) {
             if let Some(info) = infos.get_mut(&task.node_id[..])
-                && let Some(spec) = spec_of(view.services, task)
+                && let Some(spec) = view.spec_of(task)
             {
                 info.add(&Request::new(&task.service_id, spec));
             }

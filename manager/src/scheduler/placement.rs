@@ -2,39 +2,33 @@
 
 use std::collections::BTreeMap;
 
-use bulkhead_proto::wire::{self, change, object, precondition};
+use bulkhead_proto::wire;
 
 use super::filter::refusals;
-use super::{NodeInfo, Request, View, spec_of, state};
+use super::{NodeInfo, Request, View, state};
+use crate::orchestrator::{Plan, Step};
 
 /// Tasks that one pass changes. A transaction of this many fits its limits with room; the next pass takes the rest.
 pub const PLACEMENTS_PER_PASS: usize = 256;
 
-/// What the pass wants committed, and under which conditions.
-#[derive(Debug, Default)]
-pub struct Plan {
-    /// The tasks and nodes as the pass saw them.
-    pub preconditions: Vec<wire::Precondition>,
-    /// Assignments, and reasons for what found no node.
-    pub changes: Vec<wire::Change>,
-}
-
 /// Gives a node to each task that wants one, oldest wish first.
-pub fn plan(view: View<'_>, now_ms: i64) -> Plan {
+pub fn plan(view: &View<'_>, now_ms: i64) -> Plan {
     let mut infos = NodeInfo::of_workers(view);
-    let mut nodes_used = BTreeMap::new();
     let mut plan = Plan::default();
-    for task in waiting(view.tasks) {
-        if plan.changes.len() == PLACEMENTS_PER_PASS {
+    for task in waiting(&view.tasks) {
+        if plan.steps.len() == PLACEMENTS_PER_PASS {
             break;
         }
-        let Some(spec) = spec_of(view.services, task) else {
+        let Some(spec) = view.spec_of(task) else {
             continue;
         };
         let request = Request::new(&task.service_id, spec);
+        let mut step = Step::default();
+        // What was planned for a task or a node that changed meanwhile is planned again.
+        step.unless_changed(task);
         let changed = match place(&mut infos, &request) {
             Ok(node) => {
-                nodes_used.insert(&node.id, node);
+                step.unless_changed(node);
                 assigned(task, node, now_ms)
             }
             Err(reasons) if reasons == task.refusals => continue,
@@ -43,22 +37,16 @@ pub fn plan(view: View<'_>, now_ms: i64) -> Plan {
                 ..task.clone()
             },
         };
-        plan.preconditions
-            .push(unchanged(wire::Kind::Task, &task.id, task.meta.as_ref()));
-        plan.changes.push(replace(changed));
+        step.replace(changed);
+        plan.steps.push(step);
     }
-    // A node that was drained meanwhile must not receive what was planned for it.
-    plan.preconditions.extend(
-        nodes_used
-            .values()
-            .map(|node| unchanged(wire::Kind::Node, &node.id, node.meta.as_ref())),
-    );
     plan
 }
 
-fn waiting(tasks: &[wire::Task]) -> Vec<&wire::Task> {
+fn waiting<'a>(tasks: &[&'a wire::Task]) -> Vec<&'a wire::Task> {
     let mut waiting: Vec<_> = tasks
         .iter()
+        .copied()
         .filter(|task| task.node_id.is_empty() && state(task) <= wire::TaskState::Pending as i32)
         .filter(|task| {
             matches!(
@@ -97,27 +85,5 @@ fn assigned(task: &wire::Task, node: &wire::Node, now_ms: i64) -> wire::Task {
         status: Some(status),
         refusals: Vec::new(),
         ..task.clone()
-    }
-}
-
-fn replace(task: wire::Task) -> wire::Change {
-    let object = wire::Object {
-        object: Some(object::Object::Task(task)),
-    };
-    wire::Change {
-        change: Some(change::Change::Replace(object)),
-    }
-}
-
-fn unchanged(kind: wire::Kind, id: &[u8], meta: Option<&wire::Meta>) -> wire::Precondition {
-    let is = wire::VersionIs {
-        object: Some(wire::ObjectRef {
-            kind: kind as i32,
-            id: id.to_vec(),
-        }),
-        version: meta.map_or(0, |meta| meta.version),
-    };
-    wire::Precondition {
-        precondition: Some(precondition::Precondition::VersionIs(is)),
     }
 }

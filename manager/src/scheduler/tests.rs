@@ -66,15 +66,17 @@ struct World {
 impl World {
     fn view(&self) -> View<'_> {
         View {
-            nodes: &self.nodes,
-            services: &self.services,
-            tasks: &self.tasks,
+            nodes: self.nodes.iter().map(|it| (&it.id[..], it)).collect(),
+            services: self.services.iter().map(|it| (&it.id[..], it)).collect(),
+            tasks: self.tasks.iter().collect(),
+            ..View::default()
         }
     }
 
     /// Applies one pass; how many tasks it changed.
     fn pass(&mut self) -> usize {
-        let changes = plan(self.view(), 1).changes;
+        let steps = plan(&self.view(), 1).steps;
+        let changes: Vec<_> = steps.into_iter().flat_map(|step| step.changes).collect();
         for change in &changes {
             let Some(change::Change::Replace(wire::Object {
                 object: Some(object::Object::Task(new)),
@@ -190,7 +192,7 @@ fn nodes_that_are_not_for_tasks_get_none() {
         },
         &[None],
     );
-    let explanation = explain(world.view(), &Request::new(&[9; 16], spec_of_first(&world)));
+    let explanation = explain(&world.view(), &Request::new(&[9; 16], spec_of_first(&world)));
     let reasons: Vec<_> = explanation
         .groups
         .iter()
@@ -231,7 +233,7 @@ fn a_self_reported_name_does_not_attract_a_secret() {
         name: "s".into(),
     }];
     let guarded = check(guarded, &[None]);
-    assert!(!explain(guarded.view(), &Request::new(&[9; 16], spec_of_first(&guarded))).ever);
+    assert!(!explain(&guarded.view(), &Request::new(&[9; 16], spec_of_first(&guarded))).ever);
 }
 
 #[test]
@@ -242,7 +244,7 @@ fn explain_groups_nodes_and_names_the_nearest_fix() {
         services: vec![service(9, 400, &[])],
         tasks: vec![],
     };
-    let explanation = explain(world.view(), &Request::new(&[9; 16], spec_of_first(&world)));
+    let explanation = explain(&world.view(), &Request::new(&[9; 16], spec_of_first(&world)));
     assert_eq!(explanation.groups[0].1, ["n1", "n2"]);
     assert_eq!(
         explanation.nearest_fix.as_deref(),
