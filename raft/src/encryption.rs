@@ -1,21 +1,27 @@
 //! Records at rest: XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) under this manager's own data key.
 //!
 //! The associated data says where a record belongs: which store, cluster epoch, member, kind and place in its sequence. A
-//! record that is copied elsewhere, even within one disk, does not open. Nonces are 192 random bits and are the
+//! record that is copied elsewhere, even within one disk, does not open; nor does one whose predecessor is another than
+//! when it was sealed. Nonces are 192 random bits and are the
 //! caller's to choose, so that a simulation can choose them; at that length random ones do not repeat.
 
 use std::fmt;
+use std::sync::Arc;
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
+use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
 /// Bytes of a data key.
 pub const KEY_BYTES: usize = 32;
 /// Bytes of a nonce.
 pub const NONCE_BYTES: usize = 24;
-/// How much longer a sealed record is: format, nonce, and the Poly1305 tag.
-pub const OVERHEAD_BYTES: usize = 1 + NONCE_BYTES + 16;
+/// Bytes of a sealed record before its content: format and nonce.
+pub const PREFIX_BYTES: usize = 1 + NONCE_BYTES;
+/// Bytes of a sealed record after its content: the Poly1305 tag.
+pub const TAG_BYTES: usize = 16;
+/// How much longer a sealed record is than its content.
+pub const OVERHEAD_BYTES: usize = PREFIX_BYTES + TAG_BYTES;
 
 /// The only format so far. Another one opens by its own rules.
 const FORMAT: u8 = 1;
@@ -42,12 +48,14 @@ pub struct Place {
     pub kind: RecordKind,
     /// Its number in that sequence.
     pub sequence: u64,
+    /// The hash of the record before it.
+    pub previous: [u8; 16],
 }
 
 impl Place {
     /// The associated data: fixed fields in a fixed order, so no two places read the same.
-    fn associated_data(&self) -> [u8; 41] {
-        let mut bytes = [0; 41];
+    fn associated_data(&self) -> [u8; 57] {
+        let mut bytes = [0; 57];
         bytes[..16].copy_from_slice(&self.store);
         bytes[16..24].copy_from_slice(&self.cluster_epoch.to_be_bytes());
         bytes[24..32].copy_from_slice(&self.member.to_be_bytes());
@@ -55,7 +63,8 @@ impl Place {
             RecordKind::Log => 1,
             RecordKind::Snapshot => 2,
         };
-        bytes[33..].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes[33..41].copy_from_slice(&self.sequence.to_be_bytes());
+        bytes[41..].copy_from_slice(&self.previous);
         bytes
     }
 }
@@ -99,24 +108,19 @@ impl DataKey {
         &self.key
     }
 
-    /// Seals a record for one place.
+    /// Seals in place the record that starts at `from`: [`PREFIX_BYTES`] of room, then the content. Appends the tag.
     ///
     /// # Panics
-    /// Past 256 GiB of plaintext, the cipher's bound; limits keep records below 4 MiB.
-    pub fn seal(&self, place: &Place, nonce: &[u8; NONCE_BYTES], plaintext: &[u8]) -> Vec<u8> {
-        let payload = Payload {
-            msg: plaintext,
-            aad: &place.associated_data(),
-        };
-        let sealed = self
+    /// Where there is no room for the prefix; past 256 GiB, the cipher's bound: limits keep records below 8 MiB.
+    pub fn seal(&self, place: &Place, nonce: &[u8; NONCE_BYTES], buffer: &mut Vec<u8>, from: usize) {
+        let (prefix, content) = buffer[from..].split_at_mut(PREFIX_BYTES);
+        prefix[0] = FORMAT;
+        prefix[1..].copy_from_slice(nonce);
+        let tag = self
             .cipher
-            .encrypt(XNonce::from_slice(nonce), payload)
+            .encrypt_in_place_detached(XNonce::from_slice(nonce), &place.associated_data(), content)
             .expect("far below the cipher's bound");
-        let mut record = Vec::with_capacity(1 + NONCE_BYTES + sealed.len());
-        record.push(FORMAT);
-        record.extend_from_slice(nonce);
-        record.extend_from_slice(&sealed);
-        record
+        buffer.extend_from_slice(&tag);
     }
 
     /// Opens a record of one place.
@@ -130,16 +134,45 @@ impl DataKey {
         if record[0] != FORMAT {
             return Err(OpenError::Format(record[0]));
         }
-        let (nonce, sealed) = record[1..].split_at(NONCE_BYTES);
-        let payload = Payload {
-            msg: sealed,
-            aad: &place.associated_data(),
-        };
-        let plaintext = self
-            .cipher
-            .decrypt(XNonce::from_slice(nonce), payload)
+        let (prefix, sealed) = record.split_at(PREFIX_BYTES);
+        let (content, tag) = sealed.split_at(sealed.len() - TAG_BYTES);
+        let mut plaintext = Zeroizing::new(content.to_vec());
+        self.cipher
+            .decrypt_in_place_detached(
+                XNonce::from_slice(&prefix[1..]),
+                &place.associated_data(),
+                &mut plaintext,
+                Tag::from_slice(tag),
+            )
             .map_err(|_| OpenError::Refused)?;
-        Ok(Zeroizing::new(plaintext))
+        Ok(plaintext)
+    }
+}
+
+/// Whose records these are: the key and the part of a [`Place`] that all records of a store share.
+#[derive(Clone, Debug)]
+pub struct Sealing {
+    /// This manager's data key.
+    pub key: Arc<DataKey>,
+    /// The store's own random id.
+    pub store: [u8; 16],
+    /// Raised by restore and recover.
+    pub cluster_epoch: u64,
+    /// The Raft member whose store it is.
+    pub member: u64,
+}
+
+impl Sealing {
+    /// A place in this store.
+    pub fn place(&self, kind: RecordKind, sequence: u64, previous: [u8; 16]) -> Place {
+        Place {
+            store: self.store,
+            cluster_epoch: self.cluster_epoch,
+            member: self.member,
+            kind,
+            sequence,
+            previous,
+        }
     }
 }
 
@@ -157,11 +190,19 @@ mod tests {
         member: 2,
         kind: RecordKind::Log,
         sequence: 3,
+        previous: [4; 16],
     };
+
+    fn seal(key: &DataKey, content: &[u8]) -> Vec<u8> {
+        let mut record = vec![0; PREFIX_BYTES];
+        record.extend_from_slice(content);
+        key.seal(&PLACE, &[9; NONCE_BYTES], &mut record, 0);
+        record
+    }
 
     #[test]
     fn a_record_opens_in_its_own_place_only() {
-        let record = key(1).seal(&PLACE, &[9; NONCE_BYTES], b"entry");
+        let record = seal(&key(1), b"entry");
         assert_eq!(
             key(1).open(&PLACE, &record).expect("its own place").as_slice(),
             b"entry"
@@ -181,6 +222,10 @@ mod tests {
                 ..PLACE
             },
             Place { sequence: 4, ..PLACE },
+            Place {
+                previous: [5; 16],
+                ..PLACE
+            },
         ];
         for place in elsewhere {
             assert_eq!(key(1).open(&place, &record), Err(OpenError::Refused), "{place:?}");
@@ -190,7 +235,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let record = key(1).seal(&PLACE, &[9; NONCE_BYTES], b"entry");
+        let record = seal(&key(1), b"entry");
         for bit in 0..record.len() * 8 {
             let mut damaged = record.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
@@ -203,12 +248,12 @@ mod tests {
 
     #[test]
     fn the_format_on_disk_stays_what_it_is() {
-        let record = key(1).seal(&PLACE, &[9; NONCE_BYTES], b"entry");
+        let record = seal(&key(1), b"entry");
         assert_eq!(record.len(), b"entry".len() + OVERHEAD_BYTES);
         let hex: String = record.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
-            "010909090909090909090909090909090909090909090909099683cbe427447ce1d6e838f7af1cedab564b529a43"
+            "010909090909090909090909090909090909090909090909099683cbe42733007a40ab3148a53155d79dcd9762c2"
         );
     }
 

@@ -1,7 +1,7 @@
 //! The replicated store.
 //!
 //! What stands so far is the state machine, and storage from below: the file-system seam under everything durable with
-//! a simulated disk that loses power, the encryption of records at rest, and the frame of the log.
+//! a simulated disk that loses power, the encryption of records at rest, the log and the snapshot file.
 
 pub mod encryption;
 pub mod file_system;
@@ -10,6 +10,7 @@ mod membership;
 mod replica;
 pub mod runtime;
 pub use bulkhead_identity::seam;
+pub mod snapshot;
 pub mod state;
 mod state_machine;
 #[cfg(test)]

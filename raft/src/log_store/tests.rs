@@ -1,0 +1,182 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::EntryPayload;
+use openraft::RaftLogReader as _;
+use openraft::impls::leader_id_std::LeaderId;
+use openraft::storage::{IOFlushed, RaftLogStorage as _};
+use openraft::type_config::TypeConfigExt as _;
+use zeroize::Zeroizing;
+
+use super::*;
+use crate::encryption::{DataKey, KEY_BYTES};
+use crate::file_system::{FileSystem, SimFileSystem};
+use crate::seam::{Entropy, EntropyError};
+use crate::type_config::{Command, log_id};
+
+mod suite;
+
+/// Bytes that never repeat, for tests: what a nonce needs.
+#[derive(Debug, Default)]
+pub(super) struct Counting(std::sync::atomic::AtomicU64);
+
+impl Entropy for Counting {
+    fn fill(&self, buffer: &mut [u8]) -> Result<(), EntropyError> {
+        for chunk in buffer.chunks_mut(8) {
+            let number = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            chunk.copy_from_slice(&number.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()[..chunk.len()]);
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn sealing() -> Sealing {
+    Sealing {
+        key: Arc::new(DataKey::new(Zeroizing::new([1; KEY_BYTES]))),
+        store: [2; 16],
+        cluster_epoch: 3,
+        member: 4,
+    }
+}
+
+pub(super) fn folder() -> PathBuf {
+    PathBuf::from("/raft")
+}
+
+pub(super) fn options() -> Options {
+    Options {
+        segment_bytes: 5 * 4096,
+        cache_bytes: 4096,
+        flushing: Flushing::Inline,
+    }
+}
+
+pub(super) fn open_with(fs: &SimFileSystem, sealing: Sealing) -> Result<LogStore, OpenError> {
+    LogStore::open(
+        Arc::new(fs.clone()),
+        &folder(),
+        sealing,
+        Arc::new(Counting::default()),
+        options(),
+    )
+    .map(|(store, _)| store)
+}
+
+pub(super) fn open(fs: &SimFileSystem) -> LogStore {
+    open_with(fs, sealing()).expect("a store that opens")
+}
+
+pub(super) fn entry(term: u64, index: u64, bytes: usize) -> Entry {
+    let content = vec![u8::try_from(index % 251).expect("below 251"); bytes];
+    Entry {
+        log_id: log_id(term, index),
+        payload: EntryPayload::Normal(Command(Bytes::from(content))),
+    }
+}
+
+pub(super) fn vote(term: u64) -> Vote {
+    Vote {
+        leader_id: LeaderId { term, voted_for: 4 },
+        committed: false,
+    }
+}
+
+/// Appends and waits for the flush.
+pub(super) async fn append(store: &mut LogStore, entries: Vec<Entry>) -> io::Result<()> {
+    let (sender, flushed) = TypeConfig::oneshot();
+    store.append(entries, IOFlushed::signal(sender)).await?;
+    flushed.await.expect("each append is answered")
+}
+
+pub(super) async fn all(store: &mut LogStore) -> Vec<Entry> {
+    store.try_get_log_entries(..).await.expect("a readable log")
+}
+
+fn names(fs: &SimFileSystem) -> Vec<String> {
+    fs.list(&folder()).expect("the folder")
+}
+
+#[tokio::test]
+async fn what_was_flushed_is_there_after_a_loss_of_power() {
+    let fs = SimFileSystem::new();
+    let mut store = open(&fs);
+    store.save_vote(&vote(7)).await.expect("a vote");
+    let entries: Vec<Entry> = (1..=20).map(|index| entry(7, index, 700)).collect();
+    for chunk in entries.chunks(3) {
+        append(&mut store, chunk.to_vec()).await.expect("an append");
+    }
+    store
+        .save_committed(Some(log_id(7, 19)))
+        .await
+        .expect("rides along");
+    append(&mut store, vec![entry(7, 21, 10)])
+        .await
+        .expect("an append");
+    assert_eq!(all(&mut store).await.len(), 21);
+    fs.crash(&mut |_| 0); // nothing that was not synced stays
+    let mut store = open(&fs);
+    assert_eq!(store.read_vote().await.expect("a vote"), Some(vote(7)));
+    assert_eq!(store.read_committed().await.expect("an id"), Some(log_id(7, 19)));
+    let mut expected = entries;
+    expected.push(entry(7, 21, 10));
+    assert_eq!(all(&mut store).await, expected);
+}
+
+#[tokio::test]
+async fn purged_segments_are_used_again_and_their_old_frames_are_not_read() {
+    let fs = SimFileSystem::new();
+    let mut store = open(&fs);
+    for index in 1..=200 {
+        append(&mut store, vec![entry(1, index, 100)])
+            .await
+            .expect("an append");
+        if index % 5 == 0 {
+            store.purge(log_id(1, index - 2)).await.expect("a purge");
+        }
+        assert!(names(&fs).len() <= 7, "{:?}", names(&fs));
+    }
+    append(&mut store, vec![entry(1, 201, 100)])
+        .await
+        .expect("carries the last purge");
+    drop(store);
+    let mut store = open(&fs);
+    let found: Vec<u64> = all(&mut store)
+        .await
+        .iter()
+        .map(|entry| entry.log_id.index)
+        .collect();
+    assert_eq!(found, [199, 200, 201]);
+    let state = store.get_log_state().await.expect("a state");
+    assert_eq!(state.last_purged_log_id, Some(log_id(1, 198)));
+}
+
+#[tokio::test]
+async fn a_folder_of_somebody_else_is_refused() {
+    let fs = SimFileSystem::new();
+    let store = open(&fs);
+    assert!(matches!(open_with(&fs, sealing()), Err(OpenError::Locked { .. })));
+    drop(store);
+    let others = [
+        Sealing {
+            store: [9; 16],
+            ..sealing()
+        },
+        Sealing {
+            cluster_epoch: 9,
+            ..sealing()
+        },
+        Sealing {
+            member: 9,
+            ..sealing()
+        },
+    ];
+    for other in others {
+        let refused = open_with(&fs, other).expect_err("not ours");
+        assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
+    }
+    let key = Arc::new(DataKey::new(Zeroizing::new([9; KEY_BYTES])));
+    let refused = open_with(&fs, Sealing { key, ..sealing() }).expect_err("another key");
+    assert!(matches!(refused, OpenError::Key { .. }), "{refused}");
+    open(&fs);
+}
