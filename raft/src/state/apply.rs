@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    Change, Event, Kind, Meta, Node, Object, Outcome, Precondition, Rejection, RejectionCode as Code, Role,
-    Task, TaskObserved, TaskState, TicketUse, Tombstone, Transaction, change::Change as Step, event,
-    object::Object as Any, precondition::Precondition as Condition,
+    Change, Event, KeyRingEpoch, Kind, Meta, Node, Object, Outcome, Precondition, Rejection,
+    RejectionCode as Code, Role, Task, TaskObserved, TaskState, TicketUse, Tombstone, Transaction,
+    change::Change as Step, event, object::Object as Any, precondition::Precondition as Condition,
 };
 use prost::Message as _;
 
@@ -14,6 +14,14 @@ use super::{Key, State, object};
 
 /// The highest command level that this program applies.
 pub const LEVEL: u32 = 1;
+
+/// Removed keys that are remembered at once. They are part of the cluster object, which is written whole: 60 KB with
+/// these. Beyond it the oldest key of a worker or operator is forgotten: those are served by a positive list anyway, so
+/// their tombstones only add to it. A manager's is never forgotten early, since Raft methods know no other list.
+pub(super) const TOMBSTONES: usize = 1_024;
+/// A removed key is forgotten after this time beyond the validity of certificates: by then its certificate has expired,
+/// the grace for enrolling again (30 d at most) is over, and no clock is that wrong.
+const TOMBSTONE_GRACE_MS: i64 = 31 * 86_400_000;
 
 /// What an entry did. A rejected one changed nothing but the index.
 #[derive(Debug)]
@@ -44,6 +52,7 @@ impl State {
         self.index = index;
         let mut step = Run {
             state: self.clone(),
+            before: self,
             transaction: &transaction,
             index,
             events: Vec::new(),
@@ -77,6 +86,7 @@ impl State {
 /// One transaction under way, on a copy that is dropped when it is refused.
 struct Run<'a> {
     state: State,
+    before: &'a State,
     transaction: &'a Transaction,
     index: u64,
     events: Vec<Event>,
@@ -116,7 +126,63 @@ impl Run<'_> {
         transaction
             .changes
             .iter()
-            .try_for_each(|change| self.change(change))
+            .try_for_each(|change| self.change(change))?;
+        self.check_key_ring()
+    }
+
+    /// A key-ring epoch that this transaction made or changed is enveloped to every manager that has registered a key:
+    /// a manager that is left out could never lead. Judged at the end, since a registration is two changes.
+    fn check_key_ring(&self) -> Result<(), Rejection> {
+        let before = self.before.list(Kind::Cluster).next();
+        let Some(after) = self.state.list(Kind::Cluster).next() else {
+            return Ok(());
+        };
+        let known = before.map_or(&[][..], |before| key_ring(before));
+        let changed = key_ring(after).iter().filter(|epoch| !known.contains(epoch));
+        for epoch in changed {
+            let has = |id: &[u8]| epoch.envelopes.iter().any(|envelope| envelope.node_id == id);
+            let left_out = self.state.list(Kind::Node).find(|node| match &node.object {
+                Some(Any::Node(node)) => {
+                    node.role() == Role::Manager && !node.envelope_key.is_empty() && !has(&node.id)
+                }
+                _ => false,
+            });
+            if let Some(node) = left_out {
+                return Err(reject(
+                    Code::Invalid,
+                    object::key(node),
+                    "a key-ring epoch leaves out this manager",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A key that was removed never comes back, under whichever node.
+    fn check_keys(&self, key: Key, new: &Node) -> Result<(), Rejection> {
+        let cluster = self.state.list(Kind::Cluster).next();
+        let removed = match cluster.and_then(|it| it.object.as_ref()) {
+            Some(Any::Cluster(cluster)) => cluster.tombstones.as_slice(),
+            _ => return Ok(()),
+        };
+        let old = match self.state.get(key).and_then(|old| old.object.as_ref()) {
+            Some(Any::Node(old)) => old.keys.as_slice(),
+            _ => &[],
+        };
+        let brought = new
+            .keys
+            .iter()
+            .filter(|new| old.iter().all(|old| old.key_id != new.key_id));
+        for new in brought {
+            if removed.iter().any(|it| it.key_id == new.key_id) {
+                return Err(reject(
+                    Code::Invalid,
+                    Some(key),
+                    "this key was removed from the cluster",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Transactions are whole, so one object that this request wrote last proves that all of it was done. Everything
@@ -310,9 +376,11 @@ impl Run<'_> {
     }
 
     fn add_tombstone(&mut self, tombstone: Option<&Tombstone>) -> Result<(), Rejection> {
-        let tombstone = tombstone
+        let mut tombstone = tombstone
             .filter(|it| it.key_id.len() == 32)
+            .cloned()
             .ok_or_else(|| invalid("malformed tombstone"))?;
+        tombstone.role = self.role_before(&tombstone.node_id).into();
         let Some(old) = self.state.list(Kind::Cluster).next().cloned() else {
             return Err(reject(Code::NotFound, None, "there is no cluster object yet"));
         };
@@ -324,8 +392,42 @@ impl Run<'_> {
         if cluster.tombstones.iter().any(|it| it.key_id == tombstone.key_id) {
             return Ok(());
         }
-        cluster.tombstones.push(tombstone.clone());
+        let validity = cluster
+            .settings
+            .map_or(0, |settings| settings.node_certificate_validity_ms)
+            .max(millis(limits::NODE_CERTIFICATE_VALIDITY));
+        let keep = i64::try_from(validity)
+            .unwrap_or(i64::MAX)
+            .saturating_add(TOMBSTONE_GRACE_MS);
+        let now = self.transaction.at;
+        cluster
+            .tombstones
+            .retain(|it| it.removed_at.saturating_add(keep) > now);
+        if cluster.tombstones.len() >= TOMBSTONES {
+            let lesser = |it: &Tombstone| matches!(it.role(), Role::Worker | Role::Operator);
+            let oldest = cluster.tombstones.iter().position(lesser).ok_or_else(|| {
+                reject(
+                    Code::Invalid,
+                    Some(key),
+                    "too many managers were removed lately; the oldest must expire first",
+                )
+            })?;
+            cluster.tombstones.remove(oldest);
+        }
+        cluster.tombstones.push(tombstone);
         self.put(key, object)
+    }
+
+    /// The role of a node as it was before this transaction, which may delete it.
+    fn role_before(&self, node_id: &[u8]) -> Role {
+        let node = node_id
+            .try_into()
+            .ok()
+            .and_then(|id| self.before.get(Key::new(Kind::Node, id)));
+        match node.and_then(|node| node.object.as_ref()) {
+            Some(Any::Node(node)) => node.role(),
+            _ => Role::Unspecified,
+        }
     }
 
     fn existing(&self, key: Key) -> Result<Arc<Object>, Rejection> {
@@ -366,6 +468,9 @@ impl Run<'_> {
                 "refers to an object that is not there",
             ));
         }
+        if let Some(Any::Node(node)) = &new.object {
+            self.check_keys(key, node)?;
+        }
         let old = self.state.get(key).and_then(|old| object::meta(old));
         let meta = Meta {
             version: self.index,
@@ -381,7 +486,15 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Of one object's changes in one transaction, done in a row, only the last is told: nobody can see the others, and
+    /// each would hold the whole object.
     fn event(&mut self, change: event::Change) {
+        if let event::Change::Put(new) = &change {
+            let last = self.events.last().and_then(|last| last.change.as_ref());
+            if matches!(last, Some(event::Change::Put(old)) if object::key(old) == object::key(new)) {
+                self.events.pop();
+            }
+        }
         let (at, actor) = (self.transaction.at, self.transaction.actor.clone());
         self.events.push(Event {
             index: self.index,
@@ -390,6 +503,17 @@ impl Run<'_> {
             change: Some(change),
         });
     }
+}
+
+fn key_ring(cluster: &Object) -> &[KeyRingEpoch] {
+    match &cluster.object {
+        Some(Any::Cluster(cluster)) => &cluster.key_ring,
+        _ => &[],
+    }
+}
+
+fn millis(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn observed(task: &Task) -> i32 {

@@ -6,6 +6,8 @@
 mod apply;
 mod events;
 mod object;
+#[cfg(test)]
+mod rules_tests;
 mod snapshot;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,362 @@
+//! The rules of `apply` that guard others: preconditions, terms, removed keys, the key ring; and the snapshot's format.
+
+use bulkhead_proto::limits;
+use bulkhead_proto::wire::{
+    AddTombstone, Change, Cluster, Envelope, KeyRingEpoch, Kind, Node, NodeKey, Object, Precondition,
+    RejectionCode, Role, Secret, Tombstone, Transaction, VersionIs, change::Change as Step,
+    object::Object as Any, precondition::Precondition as Condition,
+};
+use prost::Message as _;
+
+use super::{Decoder, Key, State, apply::TOMBSTONES, chunks};
+
+const DAY: i64 = 86_400_000;
+
+fn object(any: Any) -> Object {
+    Object { object: Some(any) }
+}
+
+fn cluster(key_ring: Vec<KeyRingEpoch>) -> Object {
+    object(Any::Cluster(Cluster {
+        id: vec![1; 16],
+        key_ring,
+        ..Default::default()
+    }))
+}
+
+fn epoch(epoch: u32, managers: &[u8]) -> KeyRingEpoch {
+    let envelopes = managers.iter().map(|n| Envelope {
+        node_id: vec![*n; 16],
+        ..Default::default()
+    });
+    KeyRingEpoch {
+        epoch,
+        envelopes: envelopes.collect(),
+    }
+}
+
+fn manager(n: u8, registered: bool) -> Object {
+    node(n, Role::Manager, &[], registered)
+}
+
+fn node(n: u8, role: Role, keys: &[u8], registered: bool) -> Object {
+    let keys = keys.iter().map(|key| NodeKey {
+        key_id: vec![*key; 32],
+        ..Default::default()
+    });
+    object(Any::Node(Node {
+        id: vec![n; 16],
+        name: format!("node-{n}"),
+        role: role.into(),
+        keys: keys.collect(),
+        envelope_key: if registered { vec![n; 32] } else { Vec::new() },
+        ..Default::default()
+    }))
+}
+
+fn tombstone(key: u8, removed_at: i64) -> Step {
+    let tombstone = Tombstone {
+        key_id: vec![key; 32],
+        node_id: vec![key; 16],
+        removed_at,
+        ..Default::default()
+    };
+    Step::AddTombstone(AddTombstone {
+        tombstone: Some(tombstone),
+    })
+}
+
+#[derive(Default)]
+struct Given {
+    preconditions: Vec<Condition>,
+    term: u64,
+    at: i64,
+}
+
+/// Applies at the next index, committed in term 5; gives the code of the refusal.
+fn apply(state: &mut State, given: Given, steps: Vec<Step>) -> Option<RejectionCode> {
+    let transaction = Transaction {
+        level: 1,
+        at: given.at,
+        term: given.term,
+        preconditions: given
+            .preconditions
+            .into_iter()
+            .map(|it| Precondition {
+                precondition: Some(it),
+            })
+            .collect(),
+        changes: steps.into_iter().map(|it| Change { change: Some(it) }).collect(),
+        ..Default::default()
+    };
+    let index = state.index() + 1;
+    let applied = state
+        .apply(index, 5, &transaction.encode_to_vec())
+        .expect("a known level");
+    applied.outcome.rejection.map(|it| it.code())
+}
+
+fn must(state: &mut State, steps: Vec<Step>) {
+    assert_eq!(apply(state, Given::default(), steps), None);
+}
+
+fn tombstones(state: &State) -> usize {
+    match &state.list(Kind::Cluster).next().expect("created").object {
+        Some(Any::Cluster(cluster)) => cluster.tombstones.len(),
+        _ => unreachable!("the key says cluster"),
+    }
+}
+
+#[test]
+fn every_precondition_must_hold_and_one_that_is_none_is_refused() {
+    let here = || Key::new(Kind::Node, [1; 16]).to_wire();
+    let gone = || Key::new(Kind::Node, [2; 16]).to_wire();
+    let version = |object, version| {
+        Condition::VersionIs(VersionIs {
+            object: Some(object),
+            version,
+        })
+    };
+    let mut short = here();
+    short.id.pop();
+    let stale = Some(RejectionCode::Stale);
+    let table = [
+        (vec![Condition::Exists(here())], None),
+        (vec![Condition::Absent(gone())], None),
+        (vec![version(here(), 1)], None),
+        (vec![Condition::Exists(here()), Condition::Absent(gone())], None),
+        (vec![Condition::Exists(gone())], stale),
+        (vec![Condition::Absent(here())], stale),
+        (vec![version(here(), 2)], stale),
+        (vec![version(here(), 0)], stale),
+        (vec![version(gone(), 0)], stale),
+        (vec![Condition::Exists(here()), Condition::Exists(gone())], stale),
+        (vec![Condition::Absent(short)], Some(RejectionCode::Invalid)),
+        (
+            vec![Condition::VersionIs(VersionIs::default())],
+            Some(RejectionCode::Invalid),
+        ),
+    ];
+    for (preconditions, expected) in table {
+        let mut state = State::default();
+        must(&mut state, vec![Step::Create(manager(1, false))]);
+        let given = Given {
+            preconditions: preconditions.clone(),
+            ..Default::default()
+        };
+        let refused = apply(&mut state, given, vec![Step::Create(manager(9, false))]);
+        assert_eq!(refused, expected, "{preconditions:?}");
+        let created = state.get(Key::new(Kind::Node, [9; 16])).is_some();
+        assert_eq!(created, expected.is_none(), "{preconditions:?}");
+    }
+}
+
+#[test]
+fn a_plan_is_committed_in_the_term_it_was_made_in_only() {
+    // Zero is a client's, which plans in no term.
+    for (term, expected) in [
+        (0, None),
+        (5, None),
+        (4, Some(RejectionCode::Term)),
+        (6, Some(RejectionCode::Term)),
+    ] {
+        let given = Given {
+            term,
+            ..Default::default()
+        };
+        let refused = apply(
+            &mut State::default(),
+            given,
+            vec![Step::Create(manager(1, false))],
+        );
+        assert_eq!(refused, expected, "term {term}");
+    }
+}
+
+#[test]
+fn a_removed_key_never_comes_back() {
+    let mut state = State::default();
+    let worker = |n, keys: &[u8]| node(n, Role::Worker, keys, false);
+    must(
+        &mut state,
+        vec![
+            Step::Create(cluster(Vec::new())),
+            Step::Create(worker(1, &[1, 2])),
+            tombstone(1, 0),
+            tombstone(3, 0),
+        ],
+    );
+    let invalid = Some(RejectionCode::Invalid);
+    let table = [
+        (Step::Create(worker(2, &[3])), invalid),
+        (Step::Create(worker(2, &[4, 3])), invalid),
+        (Step::Replace(worker(1, &[1, 2, 3])), invalid),
+        // The key that the node still lists brings nothing new: its record stays writable until it goes.
+        (Step::Replace(worker(1, &[1, 2])), None),
+        (Step::Replace(worker(1, &[2])), None),
+        // Dropped, it cannot be brought again.
+        (Step::Replace(worker(1, &[1, 2])), invalid),
+        (Step::Create(worker(2, &[4])), None),
+    ];
+    for (step, expected) in table {
+        let refused = apply(&mut state, Given::default(), vec![step.clone()]);
+        assert_eq!(refused, expected, "{step:?}");
+    }
+    let same = vec![tombstone(9, 0), Step::Create(worker(3, &[9]))];
+    assert_eq!(apply(&mut state, Given::default(), same), invalid);
+    assert_eq!(tombstones(&state), 2, "a refused transaction adds none");
+}
+
+#[test]
+fn tombstones_are_bounded_and_forgotten_only_when_their_certificates_are_dead() {
+    let mut state = State::default();
+    must(&mut state, vec![Step::Create(cluster(Vec::new()))]);
+    let validity = i64::try_from(limits::NODE_CERTIFICATE_VALIDITY.as_millis()).expect("days");
+    must(
+        &mut state,
+        vec![tombstone(1, 0), tombstone(1, 7), tombstone(2, DAY)],
+    );
+    assert_eq!(tombstones(&state), 2, "one for each key");
+    let at = |at| Given {
+        at,
+        ..Default::default()
+    };
+    let due = validity + 31 * DAY;
+    assert_eq!(apply(&mut state, at(due - 1), vec![tombstone(3, due - 1)]), None);
+    assert_eq!(tombstones(&state), 3, "not due yet");
+    assert_eq!(apply(&mut state, at(due), vec![tombstone(4, due)]), None);
+    assert_eq!(tombstones(&state), 3, "the first is forgotten");
+    let malformed = Step::AddTombstone(AddTombstone {
+        tombstone: Some(Tombstone::default()),
+    });
+    assert_eq!(
+        apply(&mut state, at(due), vec![malformed]),
+        Some(RejectionCode::Invalid)
+    );
+}
+
+/// Many removed keys of one node.
+fn removals(node: u8, count: usize) -> Vec<Step> {
+    let removal = |n: usize| {
+        let mut key_id = vec![node; 32];
+        key_id[..8].copy_from_slice(&n.to_be_bytes());
+        Step::AddTombstone(AddTombstone {
+            tombstone: Some(Tombstone {
+                key_id,
+                node_id: vec![node; 16],
+                ..Default::default()
+            }),
+        })
+    };
+    (0..count).map(removal).collect()
+}
+
+#[test]
+fn room_for_tombstones_is_made_by_forgetting_a_worker_never_a_manager() {
+    let mut state = State::default();
+    let founded = vec![
+        Step::Create(cluster(Vec::new())),
+        Step::Create(manager(1, false)),
+        Step::Create(node(2, Role::Worker, &[], false)),
+    ];
+    must(&mut state, founded);
+    must(&mut state, removals(2, 2));
+    // The node may go in the same transaction, before its keys.
+    let mut leaving = removals(1, TOMBSTONES - 2);
+    leaving.insert(0, Step::Delete(Key::new(Kind::Node, [1; 16]).to_wire()));
+    must(&mut state, leaving);
+    for n in [3, 4] {
+        must(&mut state, vec![tombstone(n, 0)]); // of nobody known: kept like a manager's
+        assert_eq!(tombstones(&state), TOMBSTONES);
+    }
+    assert_eq!(
+        apply(&mut state, Given::default(), vec![tombstone(5, 0)]),
+        Some(RejectionCode::Invalid)
+    );
+}
+
+#[test]
+fn an_object_that_one_transaction_changes_often_is_told_once() {
+    let mut state = State::default();
+    must(&mut state, vec![Step::Create(cluster(Vec::new()))]);
+    let transaction = Transaction {
+        level: 1,
+        changes: removals(1, 9)
+            .into_iter()
+            .map(|it| Change { change: Some(it) })
+            .collect(),
+        ..Default::default()
+    };
+    let applied = state
+        .apply(9, 5, &transaction.encode_to_vec())
+        .expect("a known level");
+    assert_eq!((applied.events.len(), tombstones(&state)), (1, 9));
+}
+
+#[test]
+fn an_epoch_of_the_key_ring_leaves_no_registered_manager_out() {
+    let founded = || {
+        let mut state = State::default();
+        let first = vec![
+            Step::Create(cluster(vec![epoch(1, &[1])])),
+            Step::Create(manager(1, true)),
+            Step::Create(manager(2, false)),
+            Step::Create(node(3, Role::Worker, &[], false)),
+        ];
+        must(&mut state, first);
+        state
+    };
+    let ring = |ring| Step::Replace(cluster(ring));
+    let registers = || Step::Replace(manager(2, true));
+    let invalid = Some(RejectionCode::Invalid);
+    let table = [
+        (vec![ring(vec![epoch(1, &[1]), epoch(2, &[1])])], None),
+        (vec![ring(vec![epoch(1, &[1]), epoch(2, &[])])], invalid),
+        // An epoch that stands loses nobody either.
+        (vec![ring(vec![epoch(1, &[])])], invalid),
+        (vec![registers(), ring(vec![epoch(1, &[1, 2])])], None),
+        (vec![ring(vec![epoch(1, &[1, 2])]), registers()], None),
+        (
+            vec![registers(), ring(vec![epoch(1, &[1, 2]), epoch(2, &[1])])],
+            invalid,
+        ),
+        // The last envelopes of an old epoch go with the epoch.
+        (vec![ring(vec![epoch(2, &[1])])], None),
+    ];
+    for (steps, expected) in table {
+        let refused = apply(&mut founded(), Given::default(), steps.clone());
+        assert_eq!(refused, expected, "{steps:?}");
+    }
+    let unenveloped = vec![
+        Step::Create(cluster(vec![epoch(1, &[])])),
+        Step::Create(manager(1, true)),
+    ];
+    assert_eq!(
+        apply(&mut State::default(), Given::default(), unenveloped),
+        invalid
+    );
+}
+
+#[test]
+fn the_snapshot_format_stays_what_it_is() {
+    let mut state = State::default();
+    let secret = object(Any::Secret(Secret {
+        id: vec![1; 16],
+        name: "db".into(),
+        ..Default::default()
+    }));
+    must(&mut state, vec![Step::Create(secret)]);
+    let parts: Vec<Vec<u8>> = chunks(&state).collect();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let golden: Vec<String> = parts.iter().map(|part| hex(part)).collect();
+    assert_eq!(
+        golden,
+        [
+            "42485354415445310100000000000000010000000000000013a56c7f9ba6c6e0ca9705a9d94671a9b0ac0facb80ccbf0797dc9cbdcacd521",
+            "1e221c0a04080110011210010101010101010101010101010101011a026462"
+        ]
+    );
+    let mut decoder = Decoder::new(&parts[0]).expect("a header");
+    decoder.push(&parts[1]).expect("a chunk");
+    assert_eq!(decoder.finish().expect("whole").digest(), state.digest());
+}
