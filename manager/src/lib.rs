@@ -1,7 +1,9 @@
 //! The manager: what decides about nodes, services and secrets from the replicated state.
 
 pub mod authz;
+pub mod ca;
 pub mod freshness;
+pub mod key_ring;
 pub mod leader;
 pub mod membership;
 pub mod orchestrator;
@@ -10,6 +12,7 @@ pub mod proposer;
 pub mod refusal;
 pub mod registry;
 pub mod scheduler;
+pub mod view;
 
 pub use freshness::{Fresh, Freshness};
 pub use peers::Peers;

@@ -4,6 +4,8 @@ use bulkhead_proto::{CODE_KEY, Code, HINT_KEY};
 use tonic::Status;
 use tonic::metadata::{AsciiMetadataValue, BinaryMetadataValue};
 
+use crate::proposer::ProposeError;
+
 /// Characters of a message or hint. Both travel as HTTP/2 headers, whose list is bounded by the receiver.
 const TEXT_CHARS: usize = 1_024;
 
@@ -37,6 +39,30 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// A change that has no outcome.
+pub fn not_proposed(error: &ProposeError) -> Status {
+    let (code, grpc, hint) = match error {
+        ProposeError::NoLeader | ProposeError::TermOver => (
+            Code::NoQuorum,
+            tonic::Code::Unavailable,
+            "try again; `bulkhead cluster status` says who is missing",
+        ),
+        ProposeError::Busy => (Code::Busy, tonic::Code::ResourceExhausted, "try again shortly"),
+        ProposeError::Full => (
+            Code::StorageFull,
+            tonic::Code::ResourceExhausted,
+            "free some space under the data folder of the leading manager",
+        ),
+        ProposeError::TooLarge { .. } => (Code::OverLimit, tonic::Code::InvalidArgument, "make it smaller"),
+        ProposeError::Unknown => (
+            Code::OutcomeUnknown,
+            tonic::Code::Unavailable,
+            "ask again with the same request id, or look whether it was made",
+        ),
+    };
+    refuse(code, grpc, error.to_string(), hint)
 }
 
 /// What went wrong is in this manager's log; a caller can do nothing with it.

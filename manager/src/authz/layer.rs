@@ -1,0 +1,220 @@
+//! The layer: reads what the connection proved, asks [`decide`], and puts the [`Principal`] into the request.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bulkhead_identity::seam::Clock;
+use bulkhead_identity::{ConnectInfo, Peer};
+use bulkhead_proto::{Caller, ClusterId, Code, Method, Standing, limits};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use tokio::time::sleep;
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::guard::Guarded;
+use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, stale};
+use crate::freshness::Fresh;
+use crate::peers::Peers;
+use crate::refusal::refuse;
+
+/// Health says only whether this manager serves, so whoever has a certificate of the cluster may ask.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// Puts [`Authz`] before every service of a server.
+#[derive(Debug, Clone)]
+pub struct AuthzLayer(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    cluster: ClusterId,
+    listing: Listing,
+    fresh: Fresh,
+    peers: Peers,
+    clock: Arc<dyn Clock>,
+}
+
+impl AuthzLayer {
+    /// Decides for this cluster.
+    pub fn new(
+        cluster: ClusterId,
+        listing: Listing,
+        fresh: Fresh,
+        peers: Peers,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self(Arc::new(Parts {
+            cluster,
+            listing,
+            fresh,
+            peers,
+            clock,
+        }))
+    }
+}
+
+impl<S> Layer<S> for AuthzLayer {
+    type Service = Authz<S>;
+
+    fn layer(&self, inner: S) -> Authz<S> {
+        Authz {
+            parts: self.0.clone(),
+            inner,
+        }
+    }
+}
+
+/// A service behind the layer.
+#[derive(Debug, Clone)]
+pub struct Authz<S> {
+    parts: Arc<Parts>,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Authz<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let waiting = self.inner.clone();
+        let mut ready = std::mem::replace(&mut self.inner, waiting);
+        let parts = self.parts.clone();
+        async move {
+            let path = request.uri().path().to_owned();
+            let method = Method::from_path(&path);
+            let principal = match parts.authorise(&path, method, request.extensions().get()).await {
+                Ok(principal) => principal,
+                Err(status) => return Ok(status.into_http()),
+            };
+            let ends = method.and_then(|method| parts.ends(method, &principal));
+            request.extensions_mut().insert(principal);
+            let answer = ready.call(request).await?;
+            Ok(match ends {
+                Some(ends) => answer.map(|body| Body::new(Guarded::new(body, ends))),
+                None => answer,
+            })
+        }
+        .boxed()
+    }
+}
+
+impl Parts {
+    async fn authorise(
+        &self,
+        path: &str,
+        method: Option<Method>,
+        connection: Option<&ConnectInfo>,
+    ) -> Result<Principal, Status> {
+        // Without what the connection proved nobody is anybody.
+        let (peer, address) = connection.map_or((&Peer::Anonymous, None), |it| (&it.peer, it.address));
+        let principal = Principal::new(peer, address);
+        let refused = match method {
+            Some(method) => match self.decide(method, peer, &principal).await {
+                Decision::Allowed => return Ok(principal),
+                Decision::Denied => denied(principal.caller),
+                Decision::Unavailable => stale(),
+            },
+            None if path.starts_with(HEALTH) && principal.caller != Caller::Anonymous => {
+                return Ok(principal);
+            }
+            None => refuse(
+                Code::Unsupported,
+                tonic::Code::Unimplemented,
+                "this manager has no such method",
+                "use programs of the same version",
+            ),
+        };
+        let address = address.map(|it| it.to_string()).unwrap_or_default();
+        match refused.code() {
+            tonic::Code::Unavailable => {
+                tracing::debug!(path, actor = principal.actor, "call put off: not fresh")
+            }
+            _ => tracing::warn!(target: "audit", path, actor = principal.actor, address, "call denied"),
+        }
+        Err(refused)
+    }
+
+    async fn decide(&self, method: Method, peer: &Peer, principal: &Principal) -> Decision {
+        if let Peer::Node(certificate) = peer {
+            let listed = !matches!(method.standing(), Standing::None | Standing::NotRemoved);
+            // The handshake saw it valid; the connection may be older than the certificate's end.
+            let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
+            if certificate.subject().cluster != self.cluster || (listed && now > certificate.not_after_ms()) {
+                return Decision::Denied;
+            }
+        }
+        let first = self.decide_now(method, principal);
+        let known = || self.key(principal) != KeyState::Unknown;
+        if first == Decision::Allowed || !method.callers().contains(principal.caller) || known() {
+            return first;
+        }
+        // Admitted a moment ago on another manager, perhaps: learn what is committed, once, and decide again.
+        self.fresh.catch_up(&self.peers).await;
+        self.decide_now(method, principal)
+    }
+
+    fn decide_now(&self, method: Method, principal: &Principal) -> Decision {
+        let age = match self.fresh.is_fresh() {
+            true => ReplicaAge::Fresh,
+            false => ReplicaAge::Stale,
+        };
+        decide(method, principal.caller, self.key(principal), age)
+    }
+
+    fn key(&self, principal: &Principal) -> KeyState {
+        match (&principal.subject, principal.key_id) {
+            (Some(subject), Some(key)) => self.listing.of(subject, key),
+            _ => KeyState::Unknown,
+        }
+    }
+
+    /// When the right to an open stream ends; never where no list decides.
+    fn ends(&self, method: Method, principal: &Principal) -> Option<BoxFuture<'static, Status>> {
+        if method.standing() != Standing::Listed {
+            return None;
+        }
+        let (fresh, listing, caller) = (self.fresh.clone(), self.listing.clone(), principal.caller);
+        let key = principal.subject.zip(principal.key_id);
+        Some(
+            async move {
+                let removed = async {
+                    match key {
+                        Some((subject, key)) => listing.removed(subject, key).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    () = removed => {
+                        tracing::info!(target: "audit", %caller, "stream closed: its key was removed");
+                        denied(caller)
+                    }
+                    () = ended(&fresh) => stale(),
+                }
+            }
+            .boxed(),
+        )
+    }
+}
+
+/// Resolves once the replica has been stale for [`limits::STREAM_GRACE`].
+async fn ended(fresh: &Fresh) {
+    while let Some(left) = limits::STREAM_GRACE
+        .checked_sub(fresh.stale_for())
+        .filter(|left| !left.is_zero())
+    {
+        sleep(left).await;
+    }
+}

@@ -1,0 +1,87 @@
+//! What the replicated state says about a caller's key, and when that may have changed.
+
+use bulkhead_identity::Subject;
+use bulkhead_proto::KeyId;
+use bulkhead_proto::wire::{Kind, event, object::Object as Any};
+use bulkhead_raft::Replica;
+use bulkhead_raft::state::State;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::KeyState;
+use crate::view;
+
+/// The key lists of all nodes. Clones are handles to the same one.
+#[derive(Debug, Clone)]
+pub struct Listing {
+    replica: Replica,
+    changed: watch::Sender<u64>,
+}
+
+impl Listing {
+    /// The lists as this replica has them: [`Listing::run`] must run for streams to close at a removal.
+    pub fn new(replica: Replica) -> Self {
+        let index = replica.state().index();
+        Self {
+            replica,
+            changed: watch::Sender::new(index),
+        }
+    }
+
+    /// Wakes open streams when a node or the cluster object changed, and at no other commit.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut applied = self.replica.applied();
+        let mut seen = *self.changed.borrow();
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                changed = applied.changed() => if changed.is_err() { return },
+            }
+            let index = *applied.borrow_and_update();
+            // What is compacted may have been a removal.
+            let events = self.replica.events_since(seen);
+            seen = index;
+            if events.is_err() || events.is_ok_and(|events| events.iter().any(|it| concerns(it))) {
+                self.changed.send_replace(index);
+            }
+        }
+    }
+
+    /// The key as the state has it now.
+    pub fn of(&self, subject: &Subject, key: KeyId) -> KeyState {
+        key_state(&self.replica.state(), subject, key)
+    }
+
+    /// Resolves once the key is no longer listed.
+    pub(super) async fn removed(&self, subject: Subject, key: KeyId) {
+        let mut changed = self.changed.subscribe();
+        while self.of(&subject, key) == KeyState::Listed {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn concerns(event: &bulkhead_proto::wire::Event) -> bool {
+    match &event.change {
+        Some(event::Change::Put(object)) => matches!(object.object, Some(Any::Node(_) | Any::Cluster(_))),
+        Some(event::Change::Deleted(reference)) => reference.kind() == Kind::Node,
+        None => false,
+    }
+}
+
+fn key_state(state: &State, subject: &Subject, key: KeyId) -> KeyState {
+    let id = key.as_bytes();
+    if view::cluster(state).is_some_and(|it| it.tombstones.iter().any(|it| it.key_id == id)) {
+        return KeyState::Tombstoned;
+    }
+    let listed = view::node(state, subject.node).is_some_and(|node| {
+        node.role() == view::wire_role(subject.role) && node.keys.iter().any(|it| it.key_id == id)
+    });
+    match listed {
+        true => KeyState::Listed,
+        false => KeyState::Unknown,
+    }
+}

@@ -1,0 +1,109 @@
+//! Who may call what: the decision ([`decide`](decide())), and the layer that asks it before any service sees a request.
+
+mod decide;
+mod guard;
+mod layer;
+mod listing;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+
+use bulkhead_identity::{Peer, Subject};
+use bulkhead_proto::{Caller, Code, KeyId, Role};
+use tonic::Status;
+
+pub use decide::{Decision, KeyState, ReplicaAge, decide};
+pub use layer::AuthzLayer;
+pub use listing::Listing;
+
+use crate::refusal::refuse;
+
+/// Who calls, as a service finds it in the extensions of a request that the layer let through.
+#[derive(Debug, Clone)]
+pub struct Principal {
+    /// Its class.
+    pub caller: Caller,
+    /// The certificate's subject; none for local and anonymous callers.
+    pub subject: Option<Subject>,
+    /// The key that it proved.
+    pub key_id: Option<KeyId>,
+    /// As the log writes it: `operator/<id>`, `worker/<id>`, `manager/<id>`, `local/<uid>`, `anonymous`.
+    pub actor: String,
+    /// Where it connected from; none on the local socket.
+    pub address: Option<SocketAddr>,
+}
+
+impl Principal {
+    fn new(peer: &Peer, address: Option<SocketAddr>) -> Self {
+        let (caller, subject, key_id, actor) = match peer {
+            Peer::Anonymous => (Caller::Anonymous, None, None, "anonymous".to_owned()),
+            Peer::Local { uid } => (Caller::Local, None, None, format!("local/{uid}")),
+            Peer::Node(certificate) => {
+                let subject = certificate.subject();
+                let caller = match subject.role {
+                    Role::Manager => Caller::Manager,
+                    Role::Worker => Caller::Worker,
+                    Role::Operator => Caller::Operator,
+                };
+                let actor = format!("{}/{}", subject.role, subject.node);
+                (caller, Some(subject), Some(certificate.key_id()), actor)
+            }
+        };
+        Self {
+            caller,
+            subject,
+            key_id,
+            actor,
+            address,
+        }
+    }
+
+    /// The principal of a request.
+    ///
+    /// # Errors
+    /// Where no layer put one there: then nobody decided about this call, and it must not be served.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Self, Status> {
+        let found = request.extensions().get::<Self>().cloned();
+        found.ok_or_else(|| {
+            tracing::error!("a request came past the authorisation layer");
+            refuse(
+                Code::Internal,
+                tonic::Code::Internal,
+                "this call was not authorised",
+                "see this manager's log",
+            )
+        })
+    }
+
+    /// The node that calls and the key that it proved.
+    ///
+    /// # Errors
+    /// Where the caller has no certificate.
+    pub fn node_and_key(&self) -> Result<(Subject, KeyId), Status> {
+        match (self.subject, self.key_id) {
+            (Some(subject), Some(key)) => Ok((subject, key)),
+            _ => Err(denied(self.caller)),
+        }
+    }
+}
+
+/// This replica cannot decide now.
+pub(crate) fn stale() -> Status {
+    refuse(
+        Code::NotReady,
+        tonic::Code::Unavailable,
+        "this manager cannot tell now what the cluster has decided: it hears no leader with a quorum",
+        "try another manager, or `bulkhead cluster status`",
+    )
+}
+
+pub(crate) fn denied(caller: Caller) -> Status {
+    let what = format!("{caller} callers may not call this method, or this key is not listed in the cluster");
+    refuse(
+        Code::Denied,
+        tonic::Code::PermissionDenied,
+        what,
+        "use a context whose certificate the cluster lists; see `bulkhead context ls`",
+    )
+}

@@ -1,0 +1,249 @@
+//! Renewal of a node's own certificate, as one pure decision.
+//!
+//! The caller proved one of the node's listed keys. A new key is added to the list, and the old one stays until its
+//! certificate ends or newer ones push it out, so that a node that never saw the answer can ask again.
+
+use bulkhead_identity::csr::PublicKey;
+use bulkhead_proto::wire::{
+    Change, Kind, Node, NodeKey, Precondition, VersionIs, change::Change as Step, object::Object as Any,
+    precondition::Precondition as Condition,
+};
+use bulkhead_proto::{Code, KeyId, NodeId, RequestId};
+use bulkhead_raft::state::{Key, State};
+
+use crate::view;
+
+/// Keys that a node may have at once: the one in use, one under way, and one whose answer was lost.
+const KEYS: usize = 3;
+
+/// Why nothing is renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The node or the caller's key is no longer listed.
+    #[error("the cluster no longer lists this node's key")]
+    NotListed,
+    /// The new key is another node's, or was removed.
+    #[error("the new key belongs to another node, or was removed from the cluster")]
+    KeyTaken,
+}
+
+impl Refusal {
+    /// The stable code.
+    pub fn code(self) -> Code {
+        match self {
+            Refusal::NotListed => Code::UnknownCaller,
+            Refusal::KeyTaken => Code::BadCertificateRequest,
+        }
+    }
+
+    /// What to do next.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Refusal::NotListed => "join it again with a new ticket",
+            Refusal::KeyTaken => "make a new key and ask again",
+        }
+    }
+}
+
+/// What is to be done about a request to renew.
+#[derive(Debug, PartialEq)]
+pub enum Renewal {
+    /// This very request was committed before: hand out what is committed.
+    Committed,
+    /// Sign, then commit [`with_key`].
+    Sign,
+}
+
+/// Decides about a caller that proved the key `presented` of `node` and asks for a certificate for `key`.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn plan(
+    state: &State,
+    node: NodeId,
+    presented: KeyId,
+    key: &PublicKey,
+    request: RequestId,
+) -> Result<Renewal, Refusal> {
+    let record = view::node(state, node).ok_or(Refusal::NotListed)?;
+    let listed = |id: KeyId| record.keys.iter().any(|it| it.key_id == id.as_bytes());
+    if !listed(presented) {
+        return Err(Refusal::NotListed);
+    }
+    let id = key.key_id();
+    if listed(id) {
+        let same = record
+            .meta
+            .as_ref()
+            .is_some_and(|meta| meta.last_request == request.as_bytes());
+        return Ok(if same { Renewal::Committed } else { Renewal::Sign });
+    }
+    let removed =
+        view::cluster(state).is_none_or(|it| it.tombstones.iter().any(|it| it.key_id == id.as_bytes()));
+    if removed || view::node_of_key(state, id).is_some() {
+        return Err(Refusal::KeyTaken);
+    }
+    Ok(Renewal::Sign)
+}
+
+/// The one transaction: the node as it was read, with the key last in its list.
+pub fn with_key(
+    record: &Node,
+    presented: KeyId,
+    key: NodeKey,
+    now_ms: i64,
+) -> (Vec<Precondition>, Vec<Change>) {
+    let mut node = record.clone();
+    let in_use = |it: &NodeKey| it.key_id == presented.as_bytes();
+    node.keys
+        .retain(|it| it.key_id != key.key_id && (it.not_after >= now_ms || in_use(it)));
+    while node.keys.len() >= KEYS {
+        let oldest = node.keys.iter().position(|it| !in_use(it)).unwrap_or(0);
+        node.keys.remove(oldest);
+    }
+    node.keys.push(key);
+    let replace = Step::Replace(view::object(Any::Node(node)));
+    (
+        vec![unchanged(record)],
+        vec![Change {
+            change: Some(replace),
+        }],
+    )
+}
+
+/// The node is still as it was read.
+pub(crate) fn unchanged(record: &Node) -> Precondition {
+    let id = record.id.as_slice().try_into().unwrap_or_default();
+    Precondition {
+        precondition: Some(Condition::VersionIs(VersionIs {
+            object: Some(Key::new(Kind::Node, id).to_wire()),
+            version: record.meta.as_ref().map_or(0, |meta| meta.version),
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_identity::Key as IdentityKey;
+    use bulkhead_proto::wire::{Cluster, Tombstone, Transaction};
+    use prost::Message as _;
+
+    const NODE: NodeId = NodeId::from_bytes([1; 16]);
+    const REQUEST: RequestId = RequestId::from_bytes([7; 16]);
+
+    fn listed(id: KeyId, not_after: i64) -> NodeKey {
+        NodeKey {
+            key_id: id.to_wire(),
+            not_after,
+            ..Default::default()
+        }
+    }
+
+    fn key_id(n: u8) -> KeyId {
+        KeyId::from_bytes([n; 32])
+    }
+
+    fn public() -> PublicKey {
+        let csr = IdentityKey::generate().expect("random").csr().expect("signed");
+        bulkhead_identity::csr::public_key(&csr).expect("our own")
+    }
+
+    fn state(tombstone: KeyId, others: KeyId) -> State {
+        let cluster = Any::Cluster(Cluster {
+            id: vec![9; 16],
+            tombstones: vec![Tombstone {
+                key_id: tombstone.to_wire(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        });
+        let node = |id: NodeId, keys| {
+            Any::Node(Node {
+                id: id.to_wire(),
+                name: id.to_string(),
+                keys,
+                ..Default::default()
+            })
+        };
+        let other = node(NodeId::from_bytes([2; 16]), vec![listed(others, 100)]);
+        let mut state = State::default();
+        let transaction = Transaction {
+            level: 1,
+            request_id: REQUEST.to_wire(),
+            changes: [cluster, node(NODE, vec![listed(key_id(1), 100)]), other]
+                .map(|any| Change {
+                    change: Some(Step::Create(view::object(any))),
+                })
+                .into(),
+            ..Default::default()
+        };
+        let applied = state
+            .apply(1, 1, &transaction.encode_to_vec())
+            .expect("known level");
+        assert_eq!(applied.outcome.rejection, None);
+        state
+    }
+
+    #[test]
+    fn only_a_listed_key_renews_and_only_for_a_key_of_its_own() {
+        let (free, removed, others) = (public(), public(), public());
+        let state = state(removed.key_id(), others.key_id());
+        let ask = |node, presented, key: &PublicKey| plan(&state, node, presented, key, REQUEST);
+        assert_eq!(ask(NODE, key_id(1), &free), Ok(Renewal::Sign));
+        assert_eq!(ask(NODE, key_id(2), &free), Err(Refusal::NotListed));
+        assert_eq!(
+            ask(NodeId::from_bytes([3; 16]), key_id(1), &free),
+            Err(Refusal::NotListed)
+        );
+        assert_eq!(ask(NODE, others.key_id(), &free), Err(Refusal::NotListed));
+        assert_eq!(ask(NODE, key_id(1), &removed), Err(Refusal::KeyTaken));
+        assert_eq!(ask(NODE, key_id(1), &others), Err(Refusal::KeyTaken));
+        let other = NodeId::from_bytes([2; 16]);
+        assert_eq!(ask(other, others.key_id(), &others), Ok(Renewal::Committed));
+        let again = plan(
+            &state,
+            other,
+            others.key_id(),
+            &others,
+            RequestId::from_bytes([8; 16]),
+        );
+        assert_eq!(again, Ok(Renewal::Sign));
+    }
+
+    #[test]
+    fn the_key_in_use_stays_and_the_list_is_bounded() {
+        let mut record = Node {
+            keys: vec![listed(key_id(1), 100)],
+            ..Default::default()
+        };
+        for n in 2..10 {
+            let (_, changes) = with_key(&record, key_id(1), listed(key_id(n), 100), 50);
+            let Some(Step::Replace(object)) = &changes[0].change else {
+                panic!("replaces")
+            };
+            let Some(Any::Node(node)) = &object.object else {
+                panic!("a node")
+            };
+            record = node.clone();
+            assert!(record.keys.len() <= KEYS);
+            assert_eq!(
+                record.keys.last().map(|it| it.key_id.clone()),
+                Some(key_id(n).to_wire())
+            );
+            assert!(record.keys.iter().any(|it| it.key_id == key_id(1).as_bytes()));
+        }
+        let (_, changes) = with_key(&record, key_id(9), listed(key_id(9), 300), 200);
+        let Some(Step::Replace(object)) = &changes[0].change else {
+            panic!("replaces")
+        };
+        let Some(Any::Node(node)) = &object.object else {
+            panic!("a node")
+        };
+        assert_eq!(
+            node.keys,
+            [listed(key_id(9), 300)],
+            "expired ones are dropped, the renewed one is there once"
+        );
+    }
+}

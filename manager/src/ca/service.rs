@@ -1,0 +1,308 @@
+//! The enrolment service, and renewal: thin shells around the plans.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_identity::csr::{self, PublicKey};
+use bulkhead_identity::seam::Clock;
+use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
+use bulkhead_proto::wire::{
+    EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, RejectionCode, RenewRequest,
+    RenewResponse,
+};
+use bulkhead_proto::{Code, NodeId, RequestId, limits};
+use bulkhead_raft::Replica;
+use bulkhead_raft::state::State;
+use tonic::{Request, Response, Status};
+
+use super::admission::{self, Admission, Ask};
+use super::limiter::Limiter;
+use super::renewal::{self, Renewal};
+use super::{Ca, CaError, Validity, committed, manager_addresses, roots};
+use crate::authz::Principal;
+use crate::freshness::Fresh;
+use crate::proposer::Proposer;
+use crate::refusal::{internal, not_proposed, refuse};
+use crate::view;
+
+/// Wrong secrets that one address may try at once, and then one each this often. A secret has 128 bits, so this only
+/// keeps the log readable and the processor free.
+const WRONG: (u32, Duration) = (10, Duration::from_secs(6));
+/// Renewals of one node at once, and then one each this often: each is an entry of the log.
+const RENEWALS: (u32, Duration) = (5, Duration::from_secs(60));
+/// A decision that another change overtook is made again so often.
+const ATTEMPTS: usize = 8;
+
+/// Admits nodes and renews their certificates.
+#[derive(Debug, Clone)]
+pub struct EnrolmentService(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    replica: Replica,
+    proposer: Proposer,
+    fresh: Fresh,
+    ca: Ca,
+    clock: Arc<dyn Clock>,
+    wrong: Limiter<IpAddr>,
+    renewals: Limiter<NodeId>,
+}
+
+impl EnrolmentService {
+    /// Decides by this replica while it is fresh, and commits through the proposer.
+    pub fn new(replica: Replica, proposer: Proposer, fresh: Fresh, ca: Ca, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Inner {
+            replica,
+            proposer,
+            fresh,
+            ca,
+            clock,
+            wrong: Limiter::new(WRONG.0, WRONG.1),
+            renewals: Limiter::new(RENEWALS.0, RENEWALS.1),
+        }))
+    }
+
+    /// The gRPC service.
+    pub fn into_server(self) -> EnrolmentServer<Self> {
+        EnrolmentServer::new(self)
+            .max_decoding_message_size(4 * limits::CSR_BYTES + (64 << 10))
+            .max_encoding_message_size(limits::MESSAGE_BYTES)
+    }
+
+    async fn admit(&self, request: EnrolRequest, from: Option<IpAddr>) -> Result<EnrolResponse, Status> {
+        let request_id = request_id(&request.request_id)?;
+        let ask = Ask::from_wire(request, from).map_err(|refusal| self.refused(&refusal, from))?;
+        for _ in 0..ATTEMPTS {
+            self.fresh()?;
+            let state = self.0.replica.state();
+            let new = match admission::plan(&state, &ask, self.now()).map_err(|it| self.refused(&it, from))? {
+                Admission::Known(node) => {
+                    // Fresh as the last thing before a certificate leaves.
+                    self.fresh()?;
+                    return hand_out(&state, node, ask.key());
+                }
+                Admission::New(new) => new,
+            };
+            let cluster = view::cluster(&state).ok_or_else(|| no_such("there is no cluster here"))?;
+            let validity = Validity::of_role(new.role, cluster, self.now());
+            let signed = self
+                .0
+                .ca
+                .issue(cluster, new.node, new.role, ask.key(), validity)
+                .map_err(|error| not_signed(&error))?;
+            let actor = format!("ticket/{}", new.ticket);
+            let (node, role) = (new.node, new.role);
+            let outcome = self
+                .0
+                .proposer
+                .client(&actor, request_id, Vec::new(), new.changes(signed, self.now()))
+                .await
+                .map_err(|error| not_proposed(&error))?;
+            // Whatever became of it: what is handed out, or why not, is read from the committed state.
+            if outcome.rejection.is_none() {
+                tracing::info!(target: "audit", node = %node, %role, actor, index = outcome.index, "node admitted");
+            }
+        }
+        Err(overtaken())
+    }
+
+    /// A certificate for the caller's own node, for the key in the request.
+    ///
+    /// # Errors
+    /// A refusal with code and hint.
+    pub async fn renew(&self, caller: &Principal, request: RenewRequest) -> Result<RenewResponse, Status> {
+        let (subject, presented) = caller.node_and_key()?;
+        let request_id = request_id(&request.request_id)?;
+        let key = csr::public_key(&request.csr).map_err(|error| {
+            let refusal = admission::Refusal::Csr(error);
+            refuse(
+                refusal.code(),
+                tonic::Code::InvalidArgument,
+                refusal.to_string(),
+                refusal.hint(),
+            )
+        })?;
+        let now = self.0.clock.monotonic();
+        if !self.0.renewals.allows(subject.node, now) {
+            return Err(too_often("this node renewed too often"));
+        }
+        self.0.renewals.spend(subject.node, now);
+        for _ in 0..ATTEMPTS {
+            self.fresh()?;
+            let state = self.0.replica.state();
+            let plan = renewal::plan(&state, subject.node, presented, &key, request_id).map_err(|refusal| {
+                tracing::warn!(target: "audit", node = %subject.node, reason = %refusal, "renewal refused");
+                refuse(refusal.code(), tonic::Code::PermissionDenied, refusal.to_string(), refusal.hint())
+            })?;
+            if plan == Renewal::Committed {
+                return renewed(&state, subject.node, &key);
+            }
+            let (Some(record), Some(cluster)) = (view::node(&state, subject.node), view::cluster(&state))
+            else {
+                return Err(no_such("the node is not there"));
+            };
+            let validity = Validity::of_role(subject.role, cluster, self.now());
+            let signed = self
+                .0
+                .ca
+                .issue(cluster, subject.node, subject.role, &key, validity)
+                .map_err(|error| not_signed(&error))?;
+            let (preconditions, changes) = renewal::with_key(record, presented, signed, self.now());
+            let outcome = self
+                .0
+                .proposer
+                .client(&caller.actor, request_id, preconditions, changes)
+                .await
+                .map_err(|error| not_proposed(&error))?;
+            if applied(&outcome)? {
+                self.fresh()?;
+                return renewed(&self.0.replica.state(), subject.node, &key);
+            }
+        }
+        Err(overtaken())
+    }
+
+    fn refused(&self, refusal: &admission::Refusal, from: Option<IpAddr>) -> Status {
+        let address = from.map(|it| it.to_string()).unwrap_or_default();
+        tracing::warn!(target: "audit", address, reason = %refusal, "enrolment refused");
+        if let (admission::Refusal::Unknown, Some(from)) = (refusal, from) {
+            self.0.wrong.spend(from, self.0.clock.monotonic());
+        }
+        let grpc = match refusal {
+            admission::Refusal::Csr(_) | admission::Refusal::Address(_) => tonic::Code::InvalidArgument,
+            admission::Refusal::NoCluster | admission::Refusal::Level { .. } => {
+                tonic::Code::FailedPrecondition
+            }
+            _ => tonic::Code::PermissionDenied,
+        };
+        refuse(refusal.code(), grpc, refusal.to_string(), refusal.hint())
+    }
+
+    fn fresh(&self) -> Result<(), Status> {
+        match self.0.fresh.is_fresh() {
+            true => Ok(()),
+            false => Err(crate::authz::stale()),
+        }
+    }
+
+    fn now(&self) -> i64 {
+        i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+#[tonic::async_trait]
+impl Enrolment for EnrolmentService {
+    async fn get_root(&self, _: Request<GetRootRequest>) -> Result<Response<GetRootResponse>, Status> {
+        let state = self.0.replica.state();
+        let cluster = view::cluster(&state).ok_or_else(|| no_such("there is no cluster here yet"))?;
+        Ok(Response::new(GetRootResponse {
+            roots: roots(cluster),
+            cluster_id: cluster.id.clone(),
+            now: self.now(),
+        }))
+    }
+
+    async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolResponse>, Status> {
+        let from = Principal::of(&request)?.address.map(|address| address.ip());
+        if from.is_some_and(|from| !self.0.wrong.allows(from, self.0.clock.monotonic())) {
+            return Err(too_often("too many wrong tickets came from this address"));
+        }
+        let answer = self.admit(request.into_inner(), from).await?;
+        Ok(Response::new(answer))
+    }
+}
+
+/// What a joiner gets, all of it from the committed state.
+fn hand_out(state: &State, node: NodeId, key: &PublicKey) -> Result<EnrolResponse, Status> {
+    let gone = || no_such("the node was removed meanwhile");
+    let (node, cluster) = (
+        view::node(state, node).ok_or_else(gone)?,
+        view::cluster(state).ok_or_else(gone)?,
+    );
+    Ok(EnrolResponse {
+        certificate: committed(node, key).ok_or_else(gone)?.to_vec(),
+        roots: roots(cluster),
+        cluster_id: cluster.id.clone(),
+        node_id: node.id.clone(),
+        role: node.role,
+        member_id: node.member_id,
+        managers: manager_addresses(state),
+        epoch: cluster.epoch,
+        index: state.index(),
+        name: node.name.clone(),
+    })
+}
+
+fn renewed(state: &State, node: NodeId, key: &PublicKey) -> Result<RenewResponse, Status> {
+    let gone = || no_such("the node was removed meanwhile");
+    let (node, cluster) = (
+        view::node(state, node).ok_or_else(gone)?,
+        view::cluster(state).ok_or_else(gone)?,
+    );
+    Ok(RenewResponse {
+        certificate: committed(node, key).ok_or_else(gone)?.to_vec(),
+        roots: roots(cluster),
+        index: state.index(),
+    })
+}
+
+/// Whether it was done; a plan that another change overtook is made again.
+fn applied(outcome: &Outcome) -> Result<bool, Status> {
+    match &outcome.rejection {
+        None => Ok(true),
+        Some(rejection) if rejection.code() == RejectionCode::Stale => Ok(false),
+        Some(rejection) => Err(refuse(
+            Code::Conflict,
+            tonic::Code::FailedPrecondition,
+            &rejection.detail,
+            "try again",
+        )),
+    }
+}
+
+/// The request id of a change.
+///
+/// # Errors
+/// Where there is none, since then a retry could be done twice.
+pub(crate) fn request_id(bytes: &[u8]) -> Result<RequestId, Status> {
+    RequestId::try_from(bytes).map_err(|error| {
+        refuse(
+            Code::Invalid,
+            tonic::Code::InvalidArgument,
+            error.to_string(),
+            "send 16 random bytes, the same on each retry",
+        )
+    })
+}
+
+fn not_signed(error: &CaError) -> Status {
+    internal("cannot sign certificates now", error)
+}
+
+fn overtaken() -> Status {
+    refuse(
+        Code::Busy,
+        tonic::Code::Aborted,
+        "other changes came before this one each time",
+        "try again",
+    )
+}
+
+fn too_often(what: &str) -> Status {
+    refuse(
+        Code::Busy,
+        tonic::Code::ResourceExhausted,
+        what,
+        "wait a minute and try again",
+    )
+}
+
+fn no_such(what: &str) -> Status {
+    refuse(
+        Code::NotMember,
+        tonic::Code::FailedPrecondition,
+        what,
+        "ask another manager",
+    )
+}

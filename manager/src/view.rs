@@ -1,0 +1,102 @@
+//! Typed looks at the replicated state: the object under an id, or nothing.
+
+use bulkhead_proto::wire::{
+    Cluster, Kind, Node, Object, Role as WireRole, Service, Task, Ticket, object::Object as Any,
+};
+use bulkhead_proto::{KeyId, NodeId, Role, ServiceId, TaskId};
+use bulkhead_raft::state::{Key, State};
+
+/// The cluster object; none before the first transaction.
+pub fn cluster(state: &State) -> Option<&Cluster> {
+    match &state.list(Kind::Cluster).next()?.object {
+        Some(Any::Cluster(cluster)) => Some(cluster),
+        _ => None,
+    }
+}
+
+/// A node.
+pub fn node(state: &State, id: NodeId) -> Option<&Node> {
+    match &state.get(Key::new(Kind::Node, *id.as_bytes()))?.object {
+        Some(Any::Node(node)) => Some(node),
+        _ => None,
+    }
+}
+
+/// All nodes, by id.
+pub fn nodes(state: &State) -> impl Iterator<Item = &Node> {
+    state.list(Kind::Node).filter_map(|object| match &object.object {
+        Some(Any::Node(node)) => Some(node),
+        _ => None,
+    })
+}
+
+/// All managers, by id.
+pub fn managers(state: &State) -> impl Iterator<Item = &Node> {
+    nodes(state).filter(|node| node.role() == WireRole::Manager)
+}
+
+/// The node whose list holds this key.
+pub fn node_of_key(state: &State, key: KeyId) -> Option<&Node> {
+    nodes(state).find(|node| node.keys.iter().any(|it| it.key_id == key.as_bytes()))
+}
+
+/// A task.
+pub fn task(state: &State, id: TaskId) -> Option<&Task> {
+    match &state.get(Key::new(Kind::Task, *id.as_bytes()))?.object {
+        Some(Any::Task(task)) => Some(task),
+        _ => None,
+    }
+}
+
+/// The tasks that a node was given and that are still kept.
+pub fn tasks_of(state: &State, node: NodeId) -> impl Iterator<Item = &Task> {
+    let target = Key::new(Kind::Node, *node.as_bytes());
+    state
+        .referrers(target, Kind::Task)
+        .filter_map(|object| match &object.object {
+            Some(Any::Task(task)) => Some(task),
+            _ => None,
+        })
+}
+
+/// A service.
+pub fn service(state: &State, id: ServiceId) -> Option<&Service> {
+    match &state.get(Key::new(Kind::Service, *id.as_bytes()))?.object {
+        Some(Any::Service(service)) => Some(service),
+        _ => None,
+    }
+}
+
+/// All tickets, by id.
+pub fn tickets(state: &State) -> impl Iterator<Item = &Ticket> {
+    state
+        .list(Kind::Ticket)
+        .filter_map(|object| match &object.object {
+            Some(Any::Ticket(ticket)) => Some(ticket),
+            _ => None,
+        })
+}
+
+/// The role as the wire writes it.
+pub fn wire_role(role: Role) -> WireRole {
+    match role {
+        Role::Manager => WireRole::Manager,
+        Role::Worker => WireRole::Worker,
+        Role::Operator => WireRole::Operator,
+    }
+}
+
+/// The role that the wire names; none where it names none.
+pub fn role(wire: WireRole) -> Option<Role> {
+    match wire {
+        WireRole::Manager => Some(Role::Manager),
+        WireRole::Worker => Some(Role::Worker),
+        WireRole::Operator => Some(Role::Operator),
+        WireRole::Unspecified => None,
+    }
+}
+
+/// An object as commands carry it.
+pub fn object(any: Any) -> Object {
+    Object { object: Some(any) }
+}
