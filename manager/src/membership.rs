@@ -4,6 +4,10 @@
 //! A manager becomes wanted only once it has committed that it opens the newest key-ring epoch: a quorum of managers
 //! that cannot read a secret would be of no use to anyone.
 
+mod gate;
+
+pub use gate::Gate;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_proto::wire::{self, Cluster, Kind, Node, Role, change, object, precondition};
@@ -12,8 +16,10 @@ use bulkhead_raft::state::State;
 /// What Raft itself knows of its members.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RaftMembers {
-    /// Those that vote; two sets while a joint configuration is under way.
-    pub voters: Vec<BTreeSet<u64>>,
+    /// Those that vote, in any configuration.
+    pub voters: BTreeSet<u64>,
+    /// Whether two configurations hold at once.
+    pub joint: bool,
     /// Every member, learners included.
     pub all: BTreeSet<u64>,
 }
@@ -71,7 +77,7 @@ pub fn plan(state: &State, raft: &RaftMembers) -> Option<Step> {
         .copied()
         .filter(|member| !managers.contains_key(member))
         .collect();
-    let settled = raft.voters.as_slice() == std::slice::from_ref(&wanted) && strangers.is_empty();
+    let settled = raft.voters == wanted && !raft.joint && strangers.is_empty();
     (!settled).then_some(Step::Reconcile {
         voters: wanted,
         strangers,
@@ -228,9 +234,10 @@ mod tests {
         state
     }
 
-    fn raft(voters: &[&[u64]], all: &[u64]) -> RaftMembers {
+    fn raft(configurations: &[&[u64]], all: &[u64]) -> RaftMembers {
         RaftMembers {
-            voters: voters.iter().map(|set| set.iter().copied().collect()).collect(),
+            voters: configurations.concat().into_iter().collect(),
+            joint: configurations.len() > 1,
             all: all.iter().copied().collect(),
         }
     }

@@ -264,6 +264,10 @@ pub struct Members {
     pub leader: Option<u64>,
     /// The entry that set the membership.
     pub log_index: Option<u64>,
+    /// Whether two configurations hold at once: a change is under way, or a crash left one.
+    pub joint: bool,
+    /// Members that answered within two election timeouts, this one included; empty but on the leader.
+    pub alive: BTreeSet<u64>,
 }
 
 /// A manager's replica. Clones are handles to the same one.
@@ -276,6 +280,7 @@ struct Inner {
     view: Arc<View>,
     leadership: watch::Receiver<Leadership>,
     room: watch::Receiver<bool>,
+    lease: Duration,
     proposals: Semaphore,
     watcher: Mutex<Option<JoinHandle<()>>>,
 }
@@ -335,6 +340,7 @@ impl Replica {
             view,
             leadership: leadership_seen,
             room: room_seen,
+            lease,
             proposals: Semaphore::new(PROPOSALS),
             watcher: Mutex::new(Some(watcher)),
         })))
@@ -456,6 +462,16 @@ impl Replica {
             last_log: metrics.last_log_index,
             leader: metrics.current_leader,
             log_index: index(*metrics.membership_config.log_id()),
+            joint: membership.get_joint_config().len() > 1,
+            alive: metrics
+                .heartbeat
+                .iter()
+                .flatten()
+                .filter(|(_, at)| at.is_some_and(|at| openraft::Instant::elapsed(&*at) <= self.0.lease))
+                .map(|(id, _)| *id)
+                // A leader always hears itself.
+                .chain(metrics.heartbeat.is_some().then_some(self.0.member))
+                .collect(),
         }
     }
 
