@@ -54,7 +54,7 @@ struct Live {
 }
 
 impl Live {
-    fn new(credentials: Credentials) -> Result<Self, CredentialsError> {
+    fn new(credentials: Arc<Credentials>) -> Result<Self, CredentialsError> {
         if credentials.certificate.key_id() != credentials.key.key_id() {
             return Err(CredentialsError::Key);
         }
@@ -62,10 +62,7 @@ impl Live {
             return Err(CredentialsError::Cluster);
         }
         let server = Arc::new(tls::server_config(&credentials));
-        Ok(Self {
-            credentials: Arc::new(credentials),
-            server,
-        })
+        Ok(Self { credentials, server })
     }
 }
 
@@ -74,7 +71,8 @@ impl Identity {
     ///
     /// # Errors
     /// Where they do not belong together.
-    pub fn new(credentials: Credentials) -> Result<Self, CredentialsError> {
+    pub fn new(credentials: impl Into<Arc<Credentials>>) -> Result<Self, CredentialsError> {
+        let credentials = credentials.into();
         let subject = credentials.certificate.subject();
         let live = RwLock::new(Live::new(credentials)?);
         let (changed, _) = watch::channel(());
@@ -91,7 +89,8 @@ impl Identity {
     ///
     /// # Errors
     /// Where they do not belong together or are another subject's; the old ones then stay.
-    pub fn replace(&self, credentials: Credentials) -> Result<(), CredentialsError> {
+    pub fn replace(&self, credentials: impl Into<Arc<Credentials>>) -> Result<(), CredentialsError> {
+        let credentials = credentials.into();
         if credentials.certificate.subject() != self.shared.subject {
             return Err(CredentialsError::Subject);
         }

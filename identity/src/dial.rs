@@ -1,12 +1,14 @@
 //! From `host:port` to a TLS connection: name, TCP, handshake, each with a deadline and an error of its own.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_proto::ClusterId;
 use bulkhead_proto::limits::HANDSHAKE;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::ResolverConfig;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -20,8 +22,10 @@ use crate::certificate::manager_name;
 const ADDRESS_CHARS: usize = 253 + 6;
 /// Addresses of one name that are tried.
 const ADDRESSES: usize = 8;
+/// One name, with all its search domains and name servers.
+const RESOLVE: Duration = Duration::from_secs(5);
 /// One TCP connection.
-pub(crate) const CONNECT: Duration = Duration::from_secs(3);
+const CONNECT: Duration = Duration::from_secs(3);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +99,7 @@ pub(crate) fn split(address: &str) -> Result<(&str, u16), DialError> {
         None => host,
     };
     let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    let literal = host.parse::<std::net::IpAddr>().is_ok();
+    let literal = host.parse::<IpAddr>().is_ok();
     if !literal && (host.is_empty() || !host.chars().all(name)) {
         return Err(refuse());
     }
@@ -108,24 +112,40 @@ pub(crate) async fn resolve(address: &str) -> Result<Vec<SocketAddr>, DialError>
     if let Ok(ip) = host.parse() {
         return Ok(vec![SocketAddr::new(ip, port)]);
     }
-    let found = tokio::net::lookup_host((host, port)).await;
-    let found: Vec<SocketAddr> = match found {
-        Ok(addresses) => addresses.take(ADDRESSES).collect(),
-        Err(source) => {
-            return Err(DialError::Name {
-                host: host.to_owned(),
-                source,
-            });
-        }
+    let refuse = |source| DialError::Name {
+        host: host.to_owned(),
+        source,
+    };
+    let found = match timeout(RESOLVE, look_up(host)).await {
+        Ok(found) => found.map_err(refuse)?,
+        Err(_) => return Err(refuse(io::ErrorKind::TimedOut.into())),
     };
     if found.is_empty() {
-        let source = io::Error::from(io::ErrorKind::NotFound);
-        return Err(DialError::Name {
-            host: host.to_owned(),
-            source,
-        });
+        return Err(refuse(io::ErrorKind::NotFound.into()));
     }
-    Ok(found)
+    Ok(found
+        .into_iter()
+        .take(ADDRESSES)
+        .map(|ip| SocketAddr::new(ip, port))
+        .collect())
+}
+
+/// `/etc/hosts` first, then the name servers of `/etc/resolv.conf`, both read anew: a program runs for months.
+async fn look_up(host: &str) -> io::Result<Vec<IpAddr>> {
+    let builder = TokioResolver::builder_tokio().unwrap_or_else(|_| {
+        // Without name servers, as in a sandbox, the hosts file still counts.
+        TokioResolver::builder_with_config(
+            ResolverConfig::from_parts(None, vec![], vec![]),
+            Default::default(),
+        )
+    });
+    let found = builder
+        .build()
+        .map_err(io::Error::other)?
+        .lookup_ip(host)
+        .await
+        .map_err(io::Error::other)?;
+    Ok(found.iter().collect())
 }
 
 /// The first of these that accepts a connection.
@@ -200,5 +220,20 @@ mod tests {
             assert_eq!(split(text).ok(), want, "{text}");
         }
         assert!(split(&format!("{}:1", "a".repeat(300))).is_err());
+    }
+
+    #[tokio::test]
+    async fn the_hosts_file_counts_and_a_literal_needs_no_resolver() {
+        let found = resolve("localhost:80").await.expect("a name in every hosts file");
+        assert!(
+            found
+                .iter()
+                .all(|address| address.ip().is_loopback() && address.port() == 80),
+            "{found:?}"
+        );
+        assert_eq!(
+            resolve("[::1]:80").await.expect("a literal"),
+            ["[::1]:80".parse().expect("an address")]
+        );
     }
 }

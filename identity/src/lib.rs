@@ -12,8 +12,11 @@ mod credentials;
 pub mod csr;
 mod dial;
 mod key;
+pub mod local;
 mod peer;
+pub mod renewal;
 pub mod seam;
+pub mod store;
 #[cfg(test)]
 mod testing;
 pub mod ticket;
@@ -26,4 +29,4 @@ pub use certificate::{Certificate, ProfileError, Subject};
 pub use credentials::{Credentials, CredentialsError, Identity};
 pub use dial::DialError;
 pub use key::{Key, KeyError};
-pub use peer::{ConnectInfo, Peer};
+pub use peer::{ConnectInfo, Connection, Peer};
