@@ -31,12 +31,10 @@ const CONNECT: Duration = Duration::from_secs(3);
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// Not `host:port`.
-    #[error("'{0}' is not an address; write host:port, as in manager.example:7443 or [::1]:7443")]
+    #[error("'{0}' is not an address")]
     Address(String),
     /// The name does not resolve.
-    #[error(
-        "the name '{host}' does not resolve; check its spelling and this machine's DNS, or use an IP address"
-    )]
+    #[error("the name '{host}' does not resolve")]
     Name {
         /// What was looked up.
         host: String,
@@ -44,9 +42,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// Nobody answers there.
-    #[error(
-        "no TCP connection to {address}; check that the manager runs there, its port, and firewalls between"
-    )]
+    #[error("no TCP connection to {address}")]
     Tcp {
         /// What was dialled.
         address: String,
@@ -54,7 +50,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// Something answers, but the handshake fails.
-    #[error("no TLS connection with {address}; check that it is a manager of this cluster, and both clocks")]
+    #[error("no TLS connection with {address}")]
     Tls {
         /// What was dialled.
         address: String,
@@ -62,9 +58,7 @@ pub enum DialError {
         source: io::Error,
     },
     /// None of the roots is the one that the ticket names.
-    #[error(
-        "the manager at {address} has another root than the ticket names: it is of another cluster, or an impostor; check the address, or get a new ticket if the root was rotated"
-    )]
+    #[error("the manager at {address} has another root than the ticket names")]
     WrongRoot {
         /// What was dialled.
         address: String,
@@ -77,6 +71,22 @@ pub enum DialError {
         /// What it said.
         source: Box<tonic::Status>,
     },
+}
+
+impl DialError {
+    /// What to do next.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Address(_) => "write host:port, as in manager.example:7443 or [::1]:7443",
+            Self::Name { .. } => "check its spelling and this machine's DNS, or use an IP address",
+            Self::Tcp { .. } => "check that the manager runs there, its port, and firewalls between",
+            Self::Tls { .. } => "check that it is a manager of this cluster, and both clocks",
+            Self::WrongRoot { .. } => {
+                "it is of another cluster, or an impostor: check the address; after a root rotation get a new ticket"
+            }
+            Self::Protocol { .. } => "check the address and its port: it must be a manager's",
+        }
+    }
 }
 
 /// Splits and checks `host:port`; brackets around an IPv6 address go.

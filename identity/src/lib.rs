@@ -11,6 +11,7 @@ pub mod certificate;
 mod credentials;
 pub mod csr;
 mod dial;
+pub mod join;
 mod key;
 pub mod local;
 mod peer;

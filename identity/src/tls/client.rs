@@ -106,7 +106,7 @@ pub(crate) async fn open(
 }
 
 /// A channel over one connection that stands already.
-pub(crate) async fn root_channel(address: &str, stream: TlsStream<TcpStream>) -> Result<Channel, DialError> {
+pub(crate) async fn over(address: &str, stream: TlsStream<TcpStream>) -> Result<Channel, DialError> {
     let mut once = Some(stream);
     let connector = tower::service_fn(move |_| {
         let stream = once
@@ -142,7 +142,7 @@ pub(crate) async fn fetch_roots_over(
     let name = ServerName::try_from("manager.unknown").expect("a DNS name");
     let stream = dial::secure(address, stream, Arc::new(unverified_config()), name).await?;
     let mut client =
-        EnrolmentClient::new(root_channel(address, stream).await?).max_decoding_message_size(ROOTS_BYTES);
+        EnrolmentClient::new(over(address, stream).await?).max_decoding_message_size(ROOTS_BYTES);
     let mut request = tonic::Request::new(GetRootRequest {});
     request.set_timeout(HANDSHAKE);
     let refuse = |source| DialError::Protocol {

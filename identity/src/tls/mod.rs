@@ -16,8 +16,8 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub(crate) use client::client_config;
 pub use client::{Expect, bundle_channel, channel, fetch_roots};
+pub(crate) use client::{anonymous_config, client_config, fetch_roots_over, open, over};
 pub(crate) use server::server_config;
 pub use server::{TlsConnection, incoming};
 
