@@ -15,6 +15,7 @@ pub mod join;
 mod key;
 pub mod local;
 mod peer;
+pub mod process;
 pub mod renewal;
 pub mod seam;
 pub mod store;
