@@ -1,7 +1,8 @@
 //! The replicated store.
 //!
-//! What stands so far is the state machine, and storage from below: the file-system seam under everything durable with
-//! a simulated disk that loses power, the encryption of records at rest, the log and the snapshot file.
+//! From above: [`Replica`], the one handle by which a manager reads the state and proposes changes; [`transport`], which
+//! carries consensus between managers; [`state`], the pure state machine. From below: the log and the snapshot file,
+//! sealed records, and the file-system seam under everything durable, with a simulated disk that loses power.
 
 pub mod encryption;
 pub mod file_system;
@@ -19,8 +20,8 @@ pub mod transport;
 mod type_config;
 
 pub use replica::{
-    Core, Disk, Fatal, Leadership, Members, MembershipError, ProposeError, Raft, ReadError, Reconciled,
-    Replica, StartError, Timing,
+    Core, Disk, Fatal, Leadership, Members, MembershipError, Parts, ProposeError, Raft, ReadError,
+    Reconciled, Replica, StartError, Timing,
 };
 pub use state_machine::{Builder, Snapshot, SnapshotMeta, Snapshots, StateMachine};
 pub use type_config::{

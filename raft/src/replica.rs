@@ -1,12 +1,10 @@
 //! This manager's replica: the one handle by which everything else reads the state and proposes changes to it.
 
 mod leadership;
+mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io;
-use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,19 +16,19 @@ use openraft::errors::{ClientWriteError, Fatal as RaftFatal, LinearizableReadErr
 use openraft::network::{NetSnapshot, RaftNetworkFactory};
 use openraft::raft::Precondition;
 use openraft::storage::RaftLogStorage;
-use openraft::{ChangeMembers, Config, ReadPolicy, SnapshotPolicy};
+use openraft::{ChangeMembers, ReadPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::file_system::FileSystem;
 use crate::membership::{CAUGHT_UP, Facts, Step, next_step};
-use crate::runtime::{Blocking, Runtime, seeded};
+use crate::runtime::{Runtime, seeded};
 use crate::state::{Compacted, State};
-use crate::state_machine::{Snapshots, StateMachine, View};
+use crate::state_machine::{StateMachine, View};
 use crate::{Command, Member, Membership, TypeConfig};
 
 pub use leadership::Leadership;
+pub use parts::{Core, Disk, Parts, StartError, Timing};
 
 /// Consensus itself, for the transport.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -44,117 +42,6 @@ const PROPOSAL_WAIT: Duration = Duration::from_secs(10);
 const MEMBERSHIP_WAIT: Duration = Duration::from_secs(10);
 /// A leader that did not hear a quorum for this long does not say that it leads (in election timeouts).
 const LEASE_TIMEOUTS: u32 = 2;
-
-/// How fast replicas notice and decide.
-#[derive(Clone, Debug)]
-pub struct Timing {
-    /// Random election timeout, in milliseconds.
-    pub election_ms: Range<u64>,
-    /// A leader's sign of life.
-    pub heartbeat: Duration,
-    /// A snapshot is made after this many entries.
-    pub snapshot_every: u64,
-    /// Entries kept below a snapshot. openraft panics where a purge overtakes an apply that is already queued
-    /// (openraft#2116); a queue never holds as many entries as this, so purge stays behind it. It also lets a
-    /// follower that was away shortly catch up by entries.
-    pub keep: u64,
-    /// A snapshot must be sent and installed within this time.
-    pub snapshot_wait: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            election_ms: limits::ELECTION_MS,
-            heartbeat: limits::HEARTBEAT,
-            snapshot_every: 5_000,
-            keep: 10_000,
-            snapshot_wait: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Timing {
-    fn config(&self) -> Result<Config, StartError> {
-        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        let config = Config {
-            cluster_name: "bulkhead".to_owned(),
-            election_timeout_min: self.election_ms.start,
-            election_timeout_max: self.election_ms.end,
-            heartbeat_interval: millis(self.heartbeat),
-            install_snapshot_timeout: millis(self.snapshot_wait),
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
-            max_in_snapshot_log_to_keep: self.keep,
-            // Beyond this many entries a snapshot is sent instead: never less than what one snapshot can be behind.
-            replication_lag_threshold: self.keep.max(self.snapshot_every * 2),
-            // A message is bounded by the reader's 1 MiB; this bounds the entries of very small ones.
-            max_payload_entries: 512,
-            api_channel_size: Some(4_096),
-            enable_pre_vote: Some(true),
-            enable_leader_restore: Some(false),
-            allow_log_reversion: Some(false),
-            quorum_loss_probe_interval: Some(self.election_ms.end * 2),
-            backoff: "50ms 100ms ...500ms".to_owned(),
-            ..Config::default()
-        };
-        config
-            .validate()
-            .map_err(|error| StartError::Timing(error.to_string()))
-    }
-}
-
-/// A disk that is watched for free space.
-#[derive(Debug, Clone)]
-pub struct Disk {
-    /// The file system.
-    pub fs: Arc<dyn FileSystem>,
-    /// A folder on it.
-    pub folder: PathBuf,
-}
-
-impl Disk {
-    fn has_room(&self) -> bool {
-        // A disk that cannot be asked is treated as one with room: the log itself will say.
-        self.fs
-            .free_bytes(&self.folder)
-            .map_or(true, |free| free >= limits::DISK_RESERVE_BYTES)
-    }
-}
-
-/// What a replica is made of.
-#[derive(Debug)]
-pub struct Core<L, N> {
-    /// Raft member id; never reused.
-    pub member: u64,
-    /// The log.
-    pub log: L,
-    /// The snapshot file.
-    pub snapshots: Arc<dyn Snapshots>,
-    /// How the other members are reached.
-    pub network: N,
-    /// The disk under log and snapshot.
-    pub disk: Disk,
-    /// Seeds election timeouts.
-    pub seed: u64,
-    /// How fast replicas notice.
-    pub timing: Timing,
-    /// Where snapshots are written.
-    pub blocking: Blocking,
-}
-
-/// Why a replica does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The snapshot does not load.
-    #[error("the snapshot cannot be read")]
-    Snapshot(#[source] io::Error),
-    /// The timing contradicts itself.
-    #[error("the election timing is not usable: {0}")]
-    Timing(String),
-    /// The log or the state does not load.
-    #[error("the replica cannot start: {0}")]
-    Raft(RaftFatal<TypeConfig>),
-}
 
 /// Why a proposal has no outcome.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -294,7 +181,19 @@ impl fmt::Debug for Replica {
 }
 
 impl Replica {
-    /// Starts over an open log. [`Replica::start`] opens one; simulations may bring their own.
+    /// Opens the log and the snapshot in a folder and starts.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start<N>(parts: Parts<N>) -> Result<Self, StartError>
+    where
+        N: RaftNetworkFactory<TypeConfig>,
+        N::Network: NetSnapshot<TypeConfig, SnapshotData = State>,
+    {
+        Self::start_over(parts.open().await?).await
+    }
+
+    /// Starts over an open log: [`Replica::start`] without the files.
     ///
     /// # Errors
     /// [`StartError`].

@@ -3,6 +3,7 @@
 //! Each message names cluster, epoch, sender and receiver; the receiver refuses what is not its own, and a sender that
 //! the caller's certificate does not speak for. A leader or candidate named inside must be the sender, too.
 
+mod in_flight;
 mod message;
 mod network;
 mod service;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use bulkhead_proto::ClusterId;
 use bulkhead_proto::wire::RaftMessage;
 
+pub use in_flight::InFlight;
 pub use network::{Dial, DialError, Network};
 pub use service::{BindPeer, RaftService};
 

@@ -18,13 +18,13 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
     TransferLeaderRequest, VoteRequest, VoteResponse,
 };
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::message::{self, Malformed, TransferResult};
-use super::{APPEND_WAIT, Binding, CHUNK_WAIT};
+use super::{APPEND_WAIT, Binding, CHUNK_WAIT, InFlight};
 use crate::state::{State, chunks};
 use crate::state_machine::Snapshot;
 use crate::{Member, TypeConfig, Vote};
@@ -163,29 +163,6 @@ fn garbled(error: Malformed) -> RPCError<TypeConfig> {
     NetworkError::new(&error).into()
 }
 
-/// Appends sent and not answered yet.
-#[derive(Debug, Default)]
-struct InFlight {
-    sent: AtomicU64,
-    answered: AtomicU64,
-    more: Notify,
-}
-
-impl InFlight {
-    fn send(&self) {
-        self.sent.fetch_add(1, Ordering::Relaxed);
-        self.more.notify_one();
-    }
-
-    /// Resolves when an answer is overdue: something was sent, and nothing came since this was called.
-    async fn overdue(&self) {
-        while self.sent.load(Ordering::Relaxed) == self.answered.load(Ordering::Relaxed) {
-            self.more.notified().await;
-        }
-        sleep(APPEND_WAIT).await;
-    }
-}
-
 /// The answers of one append stream, up to the first that ends it.
 struct Answers<'a, D> {
     peer: &'a Peer<D>,
@@ -202,7 +179,7 @@ impl<D: Dial> Answers<'_, D> {
                 return Some(Err(self.peer.late(RPCTypes::AppendEntries, APPEND_WAIT).into()));
             }
         };
-        self.in_flight.answered.fetch_add(1, Ordering::Relaxed);
+        self.in_flight.answer();
         match message {
             Ok(message) => Some(message::decode_appended(&message?.payload).map_err(garbled)),
             Err(status) => Some(Err(failed(status))),
