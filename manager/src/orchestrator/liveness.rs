@@ -83,13 +83,13 @@ impl Liveness {
         }
     }
 
-    /// The node was removed, or its record says down: nothing is expected of it any more.
-    pub fn forget(&mut self, node: NodeId) {
-        self.deadlines.remove(&node);
+    /// Forgets whoever does not pass: nodes that were removed, or that are called down and are still silent.
+    pub fn retain(&mut self, mut expected: impl FnMut(NodeId) -> bool) {
+        self.deadlines.retain(|node, _| expected(*node));
     }
 
     /// Who is down at `now`. Changes nothing: a verdict whose commit failed is simply reached again; after the
-    /// commit the caller [`forget`](Self::forget)s the node.
+    /// commit the caller does not [`retain`](Self::retain) the node.
     pub fn verdict(&self, now: Duration) -> Verdict {
         let live = self.deadlines.len();
         let silent_by = |at: Duration| {
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn a_stale_report_does_not_bring_a_worker_back() {
         let mut liveness = heard(1);
-        liveness.forget(id(0));
+        liveness.retain(|node| node != id(0));
         liveness.heard(id(0), Duration::from_secs(3), millis(4_000));
         check(&liveness, 4_000, &[]);
         liveness.heard(id(0), Duration::ZERO, millis(4_000));

@@ -55,6 +55,20 @@ impl<'a> View<'a> {
         view
     }
 
+    /// The nodes only, where nothing else is looked at.
+    pub fn nodes_of(state: &'a State) -> Self {
+        let mut view = Self {
+            index: state.index(),
+            ..Self::default()
+        };
+        for object in state.list(wire::Kind::Node) {
+            if let Some(wire::object::Object::Node(node)) = &object.object {
+                view.nodes.insert(&node.id, node);
+            }
+        }
+        view
+    }
+
     /// The spec that a task was made from; none if that version is gone.
     pub fn spec_of(&self, task: &wire::Task) -> Option<&'a wire::ServiceSpec> {
         let service = self.services.get(&task.service_id[..])?;
