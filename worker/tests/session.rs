@@ -21,7 +21,7 @@ use wire::session_up::Message as Up;
 /// A session loop, with its agent's ends in the test's hands.
 struct Worker {
     identity: Identity,
-    managers: watch::Receiver<Vec<String>>,
+    managers: watch::Receiver<Vec<wire::ManagerAddress>>,
     connected: watch::Receiver<Option<Connected>>,
     _known: watch::Sender<Known>,
     inputs: mpsc::Receiver<Input>,
@@ -39,7 +39,7 @@ impl Drop for Worker {
 impl Worker {
     fn start(cluster: &Cluster, managers: &[&Manager], known: Known) -> Worker {
         let identity = cluster.identity(NodeId::from_bytes(random()), Role::Worker, a_day());
-        let addresses = managers.iter().map(|m| m.address.to_string()).collect();
+        let addresses = managers.iter().map(|m| address(m)).collect();
         let (managers, managers_seen) = watch::channel(addresses);
         let (connected, connected_seen) = watch::channel(None);
         let (known, known_seen) = watch::channel(known);
@@ -81,6 +81,13 @@ impl Worker {
             Input::Welcome(seen) => seen,
             other => panic!("{other:?}"),
         }
+    }
+}
+
+fn address(manager: &Manager) -> wire::ManagerAddress {
+    wire::ManagerAddress {
+        address: manager.address.to_string(),
+        ..Default::default()
     }
 }
 
@@ -247,20 +254,13 @@ async fn the_list_of_managers_is_kept_up_to_date_and_used() {
     session.welcome(1, 1).await;
     worker.welcomed().await;
     let list = wire::Managers {
-        managers: vec![wire::ManagerAddress {
-            address: two.address.to_string(),
-            ..Default::default()
-        }],
+        managers: vec![address(&two)],
         roots: vec![],
     };
     session.say(Down::Managers(list)).await;
-    soon(
-        worker
-            .managers
-            .wait_for(|list| list == &[two.address.to_string()]),
-    )
-    .await
-    .unwrap();
+    soon(worker.managers.wait_for(|list| list == &[address(&two)]))
+        .await
+        .unwrap();
     drop(session); // that manager ends
     two.session().await.welcome(1, 1).await;
     worker.welcomed().await;

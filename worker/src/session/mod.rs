@@ -18,7 +18,6 @@ use bulkhead_identity::{DialError, Identity, tls};
 use bulkhead_proto::{limits, wire};
 use log_streams::LogStreams;
 use retry::Retry;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -81,7 +80,7 @@ pub struct Session {
     /// What it says of itself.
     pub description: wire::NodeDescription,
     /// Addresses of managers; a session keeps them up to date.
-    pub managers: watch::Sender<Vec<String>>,
+    pub managers: watch::Sender<Vec<wire::ManagerAddress>>,
     /// With whom the session is, for others.
     pub connected: watch::Sender<Option<Connected>>,
     /// For logs.
@@ -101,7 +100,12 @@ impl Session {
     pub async fn run(mut self, seed: u64) {
         let mut retry = Retry::new(seed);
         loop {
-            let managers = self.managers.borrow().clone();
+            let managers: Vec<String> = self
+                .managers
+                .borrow()
+                .iter()
+                .map(|one| one.address.clone())
+                .collect();
             let mut worked = false;
             match retry.next(&managers) {
                 None => tracing::error!("no manager's address is known: join the cluster again"),
@@ -268,11 +272,9 @@ impl Session {
         if list.is_empty() || list.len() > MANAGERS.0 || !list.iter().all(|one| fits(&one.address)) {
             return Err(End::Unfitting("an empty or oversized list of managers"));
         }
-        let addresses: BTreeSet<String> = list.iter().map(|one| one.address.clone()).collect();
-        let addresses: Vec<String> = addresses.into_iter().collect();
         self.managers.send_if_modified(|old| {
-            let news = *old != addresses;
-            *old = addresses;
+            let news = old != list;
+            list.clone_into(old);
             news
         });
         Ok(())

@@ -32,6 +32,9 @@ pub const DAY_MS: i64 = 86_400_000;
 /// Nothing here takes longer, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What the manager notes as the last message of a log stream, however it ended.
+pub const CLOSED: &str = "closed";
+
 pub fn now_ms() -> i64 {
     i64::try_from(SystemClock::start().wall_millis()).unwrap()
 }
@@ -168,6 +171,10 @@ impl Session {
 
     /// Acknowledges reports until one of this state came; beats meanwhile.
     pub async fn until(&mut self, task: &[u8], state: wire::TaskState) -> wire::TaskStatus {
+        soon(self.until_ever(task, state)).await
+    }
+
+    async fn until_ever(&mut self, task: &[u8], state: wire::TaskState) -> wire::TaskStatus {
         loop {
             let batch = tokio::select! {
                 biased;
@@ -186,7 +193,6 @@ impl Session {
             .await;
             for report in batch.reports {
                 let status = report.status.expect("status");
-                eprintln!("report: {:?} {}", status.state(), status.message);
                 if report.task_id == task && status.state() == state {
                     return status;
                 }

@@ -1,0 +1,272 @@
+//! The program: in no cluster until it joins one, then a member, until its launcher or a signal ends it.
+
+use crate::config::Config;
+use crate::description::{description, host_name};
+use crate::keep::{Keep, KeepError};
+use crate::local::{self, Command, Standing, Steps, refuse};
+use crate::member::{self, MemberError, Parts};
+use crate::runtime::{self, Runtime, RuntimeError};
+use bulkhead_identity::join::{self, Enrolment};
+use bulkhead_identity::seam::{SystemClock, SystemEntropy};
+use bulkhead_identity::ticket::Ticket;
+use bulkhead_launcher::connection::Connection;
+use bulkhead_launcher::message::{TaskSignal, TaskState};
+use bulkhead_proto::{Code, Role, limits, wire};
+use std::future::Future;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+/// How often to look for the ticket file, and first wait after a failed join by itself.
+const LOOK: Duration = Duration::from_millis(500);
+/// Longest wait after a failed join by itself.
+const LONGEST: Duration = Duration::from_secs(15);
+/// How long the last answers on the local socket may take.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How long tasks of an earlier membership may take to go.
+const CLEAR: Duration = Duration::from_secs(30);
+/// Steps of a join on their way to whoever asked.
+const STEPS: usize = 16;
+
+/// Why the program ends.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// The launcher's socket.
+    #[error("the launcher's socket cannot be used")]
+    Launcher(#[source] io::Error),
+    /// The launcher says no.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The local socket.
+    #[error("the local socket cannot be opened")]
+    Local(#[source] io::Error),
+    /// The local socket broke.
+    #[error("the local socket failed")]
+    Served(#[from] tonic::transport::Error),
+    /// The key file.
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+    /// The member.
+    #[error(transparent)]
+    Member(#[from] MemberError),
+    /// What an earlier membership left.
+    #[error("could not remove the records of an earlier membership")]
+    Clear(#[source] io::Error),
+}
+
+/// Runs until `stop`, until the launcher closes its socket, or until the node has left its cluster; the launcher starts
+/// it again then. Tasks run on under their supervisors.
+pub async fn run(
+    config: Config,
+    launcher: Connection,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ProgramError> {
+    let (runtime, driver, events) = runtime::client(launcher).map_err(ProgramError::Launcher)?;
+    let driver = tokio::spawn(driver.run());
+    let (standing, watched) = watch::channel(Standing::Uninitialised);
+    let (drain, drained) = oneshot::channel::<()>();
+    let drained = async { drop(drained.await) };
+    let (server, commands) = local::serve(&config.socket(), watched, drained).map_err(ProgramError::Local)?;
+    let mut server = std::pin::pin!(server);
+    let ended = tokio::select! {
+        biased;
+        () = stop => {
+            tracing::info!("ending as asked; tasks run on");
+            Ok(())
+        }
+        driven = driver => match driven {
+            Ok(Err(error)) => Err(ProgramError::Launcher(error)),
+            Ok(Ok(())) | Err(_) => {
+                tracing::info!("the launcher has closed its socket; ending, tasks run on");
+                Ok(())
+            }
+        },
+        served = &mut server => Err(served.err().map_or_else(
+            || ProgramError::Local(io::ErrorKind::BrokenPipe.into()),
+            ProgramError::Served,
+        )),
+        lived = live(config, runtime, events, &standing, commands) => lived,
+    };
+    drop(drain);
+    // A client that reads no answer is not waited for.
+    let _ = timeout(DRAIN, server).await;
+    ended
+}
+
+async fn live(
+    config: Config,
+    runtime: Runtime,
+    events: mpsc::Receiver<bulkhead_launcher::message::Event>,
+    standing: &watch::Sender<Standing>,
+    mut commands: mpsc::Receiver<Command>,
+) -> Result<(), ProgramError> {
+    let facts = runtime.probe().await?;
+    let mut description = description(&facts);
+    if !config.publish_address.is_unspecified() {
+        description.publish_address = config.publish_address.to_string();
+    }
+    let (keep, joined) = match Keep::open(&config.key_file())? {
+        Some(keep) => (keep, None),
+        None => {
+            clear(&config, &runtime).await?;
+            uninitialised(&config, &description, standing, &mut commands).await?
+        }
+    };
+    let parts = Parts {
+        config,
+        description,
+        runtime,
+        events,
+        clock: Arc::new(SystemClock::start()),
+        entropy: Arc::new(SystemEntropy),
+    };
+    Ok(member::run(parts, keep, standing, &mut commands, joined).await?)
+}
+
+/// In no cluster nothing may run, and what was known of one is void.
+async fn clear(config: &Config, runtime: &Runtime) -> Result<(), ProgramError> {
+    match std::fs::remove_dir_all(config.records()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ProgramError::Clear(error)),
+        Ok(()) | Err(_) => {}
+    }
+    let cleared = timeout(CLEAR, async {
+        loop {
+            let tasks = runtime.tasks().await?;
+            if tasks.is_empty() {
+                return Ok(());
+            }
+            for task in tasks {
+                tracing::warn!(task.id = %task.task, "removing a task that no cluster wants");
+                match task.state {
+                    TaskState::Exited(_) => runtime.remove(task.task).await?,
+                    // It may be starting, or have ended meanwhile: the next round tells.
+                    TaskState::Starting | TaskState::Running => {
+                        drop(runtime.signal(task.task, TaskSignal::Kill).await);
+                    }
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    match cleared.await {
+        Ok(cleared) => cleared,
+        Err(_elapsed) => Err(ProgramError::Clear(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+/// Waits until the node is admitted. The checklist goes on with the first session.
+async fn uninitialised(
+    config: &Config,
+    description: &wire::NodeDescription,
+    standing: &watch::Sender<Standing>,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Result<(Keep, Option<Steps>), ProgramError> {
+    tracing::info!("in no cluster; waiting for `bulkhead cluster join`");
+    let mut by_itself = std::pin::pin!(join_by_itself(config, description));
+    loop {
+        standing.send_replace(Standing::Uninitialised);
+        tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                None => return Err(MemberError::Ended.into()),
+                Some(Command::Leave { answer, .. }) => drop(answer.send(Err(refuse(
+                    Code::NotMember,
+                    tonic::Code::FailedPrecondition,
+                    "this worker is in no cluster",
+                    "there is nothing to leave",
+                )))),
+                Some(Command::Join { request, steps }) => {
+                    standing.send_replace(Standing::Joining);
+                    if let Some(keep) = enrol(config, description, request, Some(steps.clone())).await? {
+                        return Ok((keep, Some(steps)));
+                    }
+                }
+            },
+            keep = &mut by_itself => return Ok((keep?, None)),
+        }
+    }
+}
+
+/// One join. `None` when it failed, which the steps have told.
+async fn enrol(
+    config: &Config,
+    description: &wire::NodeDescription,
+    request: wire::JoinRequest,
+    steps: Option<Steps>,
+) -> Result<Option<Keep>, ProgramError> {
+    let refused = |code, message: String, hint: &str| {
+        tracing::warn!(message, hint, "could not join");
+        refuse(code, tonic::Code::FailedPrecondition, message, hint)
+    };
+    let failed = match request.ticket.parse::<Ticket>() {
+        Err(error) => refused(
+            Code::BadTicket,
+            error.to_string(),
+            "copy it whole, from `bulkhead cluster ticket create --role worker`",
+        ),
+        Ok(ticket) => {
+            let (to, from) = mpsc::channel(STEPS);
+            let wished = [request.name, config.name.clone().unwrap_or_default(), host_name()];
+            let enrolment = Enrolment {
+                role: Role::Worker,
+                ticket,
+                addresses: request.addresses,
+                name: wished
+                    .into_iter()
+                    .find(|name| !name.is_empty())
+                    .unwrap_or_default(),
+                description: description.clone(),
+                advertise: String::new(),
+            };
+            let clock = SystemClock::start();
+            let (enrolled, ()) = tokio::join!(
+                join::enrol(enrolment, &clock, to),
+                local::forward(from, steps.clone())
+            );
+            match enrolled {
+                Ok(enrolled) => return Ok(Some(Keep::create(&config.key_file(), enrolled)?)),
+                Err(error) => refused(error.code(), error.to_string(), &error.hint()),
+            }
+        }
+    };
+    if let Some(steps) = steps {
+        drop(steps.send(Err(failed)).await); // whoever asked may have left
+    }
+    Ok(None)
+}
+
+/// Joins with the ticket file of the command line, over and over; for ever without one.
+async fn join_by_itself(config: &Config, description: &wire::NodeDescription) -> Result<Keep, ProgramError> {
+    let Some(file) = &config.ticket_file else {
+        return std::future::pending().await;
+    };
+    let mut wait = LOOK;
+    loop {
+        if let Some(ticket) = read_ticket(file) {
+            let request = wire::JoinRequest {
+                ticket,
+                addresses: config.join.clone(),
+                ..Default::default()
+            };
+            if let Some(keep) = enrol(config, description, request, None).await? {
+                return Ok(keep);
+            }
+            wait = (wait * 2).min(LONGEST);
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The ticket, once the file is there and has a whole line in it.
+fn read_ticket(path: &Path) -> Option<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(limits::TICKET_BYTES as u64 + 2)
+        .read_to_string(&mut text)
+        .ok()?;
+    let ticket = text.trim();
+    (!ticket.is_empty()).then(|| ticket.to_owned())
+}

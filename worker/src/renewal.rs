@@ -1,0 +1,140 @@
+//! Renews this node's certificate long before it ends.
+
+use crate::keep::{Keep, KeepError};
+use crate::session::{Connected, chain};
+use bulkhead_identity::seam::{Clock, Entropy};
+use bulkhead_identity::{
+    Bundle, BundleError, Certificate, Credentials, Key, KeyError, ProfileError, renewal,
+};
+use bulkhead_proto::{limits, wire};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use wire::dispatcher_client::DispatcherClient;
+
+/// The clock is asked again at least this often: it may have been set.
+const LOOK: Duration = Duration::from_secs(600);
+/// One attempt.
+const ATTEMPT: Duration = Duration::from_secs(15);
+/// Between attempts. A certificate is renewed with days to spare, so nothing is won by haste.
+const RETRY: Duration = Duration::from_secs(20);
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+enum RenewError {
+    #[error("no manager answers")]
+    Late,
+    #[error("the manager refused")]
+    Refused(#[from] Box<tonic::Status>),
+    #[error("no new key")]
+    Key(#[from] KeyError),
+    #[error("the certificate that came does not fit the profile")]
+    Profile(#[from] ProfileError),
+    #[error("the roots that came do not fit")]
+    Roots(#[from] BundleError),
+    #[error("the certificate that came is not for the key that was sent")]
+    OtherKey,
+    #[error(transparent)]
+    Keep(#[from] KeepError),
+}
+
+/// Renews whenever it is due, for ever.
+pub async fn run(
+    keep: &Keep,
+    mut connected: watch::Receiver<Option<Connected>>,
+    clock: &dyn Clock,
+    entropy: &dyn Entropy,
+) {
+    loop {
+        let current = keep.identity().current();
+        let due = renewal::due_at(
+            current.certificate.not_before_ms(),
+            current.certificate.not_after_ms(),
+            random(entropy),
+        );
+        sleep_until(due, clock).await;
+        // One key for all attempts: a manager that has issued for it already answers the same certificate.
+        let pending = loop {
+            match Pending::new(entropy) {
+                Ok(pending) => break pending,
+                Err(error) => tracing::error!(error = %chain(&error), "no key for a new certificate"),
+            }
+            tokio::time::sleep(RETRY).await;
+        };
+        while let Err(error) = pending.attempt(keep, &mut connected).await {
+            tracing::warn!(error = %chain(&error), "the certificate could not be renewed; will be tried again");
+            tokio::time::sleep(RETRY).await;
+        }
+        tracing::info!(target: "audit", "this node has a new certificate");
+    }
+}
+
+struct Pending {
+    key: Key,
+    csr: Vec<u8>,
+    request: Vec<u8>,
+}
+
+impl Pending {
+    fn new(entropy: &dyn Entropy) -> Result<Self, RenewError> {
+        let key = Key::generate()?;
+        let csr = key.csr()?;
+        let request = [random(entropy).to_le_bytes(), random(entropy).to_le_bytes()].concat();
+        Ok(Pending { key, csr, request })
+    }
+
+    async fn attempt(
+        &self,
+        keep: &Keep,
+        connected: &mut watch::Receiver<Option<Connected>>,
+    ) -> Result<(), RenewError> {
+        let asked = async {
+            let connected = connected
+                .wait_for(Option::is_some)
+                .await
+                .map_err(|_| RenewError::Late)?
+                .clone();
+            let channel = connected.ok_or(RenewError::Late)?.channel;
+            let mut client = DispatcherClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+            let request = wire::RenewRequest {
+                csr: self.csr.clone(),
+                request_id: self.request.clone(),
+            };
+            Ok::<_, RenewError>(client.renew(request).await.map_err(Box::new)?.into_inner())
+        };
+        let answer = timeout(ATTEMPT, asked).await.map_err(|_| RenewError::Late)??;
+        let certificate = Certificate::from_der(&answer.certificate)?;
+        if certificate.key_id() != self.key.key_id() {
+            return Err(RenewError::OtherKey);
+        }
+        let bundle = match answer.roots.is_empty() {
+            true => keep.identity().current().bundle.clone(),
+            false => Bundle::from_ders(answer.roots)?,
+        };
+        keep.renew(Credentials {
+            key: Key::from_pkcs8(self.key.pkcs8())?,
+            certificate,
+            bundle,
+        })?;
+        Ok(())
+    }
+}
+
+async fn sleep_until(due_ms: i64, clock: &dyn Clock) {
+    loop {
+        let now = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
+        let Ok(left @ 1..) = u64::try_from(due_ms.saturating_sub(now)) else {
+            return;
+        };
+        tokio::time::sleep(Duration::from_millis(left).min(LOOK)).await;
+    }
+}
+
+/// Spreads renewals; without randomness they merely come at the same time.
+fn random(entropy: &dyn Entropy) -> u64 {
+    let mut bytes = [0; 8];
+    match entropy.fill(&mut bytes) {
+        Ok(()) => u64::from_le_bytes(bytes),
+        Err(_) => 0,
+    }
+}
