@@ -2,11 +2,13 @@
 
 pub mod authz;
 pub mod ca;
+pub mod dispatcher;
 pub mod freshness;
 pub mod key_ring;
 pub mod leader;
 pub mod membership;
 pub mod orchestrator;
+pub mod peer;
 pub mod peers;
 pub mod proposer;
 pub mod refusal;

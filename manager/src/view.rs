@@ -1,9 +1,10 @@
 //! Typed looks at the replicated state: the object under an id, or nothing.
 
 use bulkhead_proto::wire::{
-    Cluster, Kind, Node, Object, Role as WireRole, Service, Task, Ticket, object::Object as Any,
+    Cluster, Image, Kind, Node, Object, Role as WireRole, Secret, Service, ServiceSpec, Task, Ticket,
+    object::Object as Any,
 };
-use bulkhead_proto::{KeyId, NodeId, Role, ServiceId, TaskId};
+use bulkhead_proto::{ImageId, KeyId, NodeId, Role, SecretId, ServiceId, TaskId};
 use bulkhead_raft::state::{Key, State};
 
 /// The cluster object; none before the first transaction.
@@ -99,4 +100,30 @@ pub fn role(wire: WireRole) -> Option<Role> {
 /// An object as commands carry it.
 pub fn object(any: Any) -> Object {
     Object { object: Some(any) }
+}
+
+/// A secret.
+pub fn secret(state: &State, id: SecretId) -> Option<&Secret> {
+    match &state.get(Key::new(Kind::Secret, *id.as_bytes()))?.object {
+        Some(Any::Secret(secret)) => Some(secret),
+        _ => None,
+    }
+}
+
+/// An image.
+pub fn image(state: &State, id: ImageId) -> Option<&Image> {
+    match &state.get(Key::new(Kind::Image, *id.as_bytes()))?.object {
+        Some(Any::Image(image)) => Some(image),
+        _ => None,
+    }
+}
+
+/// The spec that a task was made from, and its service.
+pub fn spec_of<'a>(state: &'a State, task: &Task) -> Option<(&'a Service, &'a ServiceSpec)> {
+    let service = service(state, ServiceId::try_from(task.service_id.as_slice()).ok()?)?;
+    let version = service
+        .versions
+        .iter()
+        .find(|it| it.number == task.spec_version)?;
+    Some((service, version.spec.as_ref()?))
 }

@@ -22,6 +22,7 @@ use crate::key_ring::{KeyRing, KeyRingError};
 use crate::view;
 
 pub use service::EnrolmentService;
+pub(crate) use service::request_id;
 
 /// Why a certificate was not signed. Each is this manager's or the cluster's fault, none the asker's.
 #[derive(Debug, thiserror::Error)]

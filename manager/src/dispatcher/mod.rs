@@ -1,0 +1,236 @@
+//! The dispatcher: every fresh manager serves workers from its own replica.
+
+pub mod assignments;
+pub mod reports;
+mod session;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_identity::seam::{Clock, Entropy};
+use bulkhead_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
+use bulkhead_proto::wire::{
+    BlobChunk, FetchBlobRequest, LivenessReport, LogUp, PushLogsResponse, RenewRequest, RenewResponse,
+    SessionDown, SessionUp, WorkerAge,
+};
+use bulkhead_proto::{Code, NodeId, limits};
+use bulkhead_raft::Replica;
+use futures::Stream;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::authz::Principal;
+use crate::ca::EnrolmentService;
+use crate::freshness::Fresh;
+use crate::key_ring::KeyRing;
+use crate::peers::Peers;
+use crate::proposer::Proposer;
+use crate::refusal::refuse;
+use crate::registry::{self, Registry};
+
+pub use reports::{Committer, Reports, reports};
+pub use sessions::{LogParts, Sessions};
+
+/// Messages that wait for a worker's stream.
+const DOWN: usize = 16;
+/// The first part of a log names its stream within this time.
+const FIRST_PART: Duration = Duration::from_secs(5);
+/// How often a follower tells the leader of the workers that it hears. A worker's time is five of it.
+const REPORT: Duration = Duration::from_millis(250);
+
+/// Where signs of life go: the leader decides from them who is down.
+pub trait Signs: std::fmt::Debug + Send + Sync + 'static {
+    /// This manager heard of a worker now.
+    fn heard(&self, node: NodeId, now: Duration);
+    /// A follower's whole report.
+    fn reported(&self, member: u64, ages: Vec<(NodeId, Duration)>, now: Duration);
+    /// How long ago this manager heard of each worker.
+    fn ages(&self, now: Duration) -> Vec<(NodeId, Duration)>;
+}
+
+/// What the dispatcher is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The state.
+    pub replica: Replica,
+    /// Changes of node records.
+    pub proposer: Proposer,
+    /// Asked before anything leaves.
+    pub fresh: Fresh,
+    /// Opens secrets.
+    pub ring: KeyRing,
+    /// Blobs of images.
+    pub registry: Registry,
+    /// Who is connected.
+    pub sessions: Sessions,
+    /// Signs of life.
+    pub signs: Arc<dyn Signs>,
+    /// Reports of tasks; its [`Committer`] must run.
+    pub reports: Reports,
+    /// Renews certificates.
+    pub enrolment: EnrolmentService,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// Request ids.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+type Service = Arc<Parts>;
+
+/// The gRPC service.
+#[derive(Debug, Clone)]
+pub struct DispatcherService(Service);
+
+impl DispatcherService {
+    /// Serves workers with these parts.
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// The gRPC service.
+    pub fn into_server(self) -> DispatcherServer<Self> {
+        DispatcherServer::new(self)
+            .max_decoding_message_size(limits::MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MESSAGE_BYTES)
+    }
+}
+
+#[tonic::async_trait]
+impl Dispatcher for DispatcherService {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<SessionDown, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<SessionUp>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let caller = Principal::of(&request)?;
+        let (subject, _) = caller.node_and_key()?;
+        let (out, down) = mpsc::channel(DOWN);
+        // It ends with the stream: when the worker leaves, the layer ends it, or the server stops.
+        tokio::spawn(session::carry(
+            self.0.clone(),
+            caller,
+            subject.node,
+            request.into_inner(),
+            out,
+        ));
+        Ok(Response::new(Box::pin(ReceiverStream::new(down))))
+    }
+
+    type FetchBlobStream = BoxStream<'static, Result<BlobChunk, Status>>;
+
+    async fn fetch_blob(
+        &self,
+        request: Request<FetchBlobRequest>,
+    ) -> Result<Response<Self::FetchBlobStream>, Status> {
+        let (subject, _) = Principal::of(&request)?.node_and_key()?;
+        let request = request.into_inner();
+        let digest = registry::digest(&request.digest)?;
+        if !assignments::needs_blob(&self.0.replica.state(), subject.node, &digest) {
+            tracing::warn!(target: "audit", node = %subject.node, %digest, "blob refused");
+            return Err(refuse(
+                Code::Denied,
+                tonic::Code::PermissionDenied,
+                "no task of this node needs this blob",
+                "a worker fetches what its assignments name",
+            ));
+        }
+        Ok(Response::new(self.0.registry.fetch(request).await?))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {
+        let caller = Principal::of(&request)?;
+        Ok(Response::new(
+            self.0.enrolment.renew(&caller, request.into_inner()).await?,
+        ))
+    }
+
+    async fn push_logs(
+        &self,
+        request: Request<Streaming<LogUp>>,
+    ) -> Result<Response<PushLogsResponse>, Status> {
+        let (subject, _) = Principal::of(&request)?.node_and_key()?;
+        let mut parts = request.into_inner();
+        let first = timeout(FIRST_PART, parts.message())
+            .await
+            .map_err(|_| unasked())??;
+        let first = first.ok_or_else(unasked)?;
+        let stream = first.stream;
+        // Only what this manager asked of this very worker.
+        let reader = self
+            .0
+            .sessions
+            .answered(subject.node, stream)
+            .ok_or_else(unasked)?;
+        let mut next = Some(first);
+        while let Some(part) = next {
+            if part.stream != stream || reader.send(part).await.is_err() {
+                break; // nobody reads any more
+            }
+            next = tokio::select! {
+                biased;
+                () = reader.closed() => None,
+                part = parts.message() => part?,
+            };
+        }
+        self.0.sessions.ended(stream);
+        Ok(Response::new(PushLogsResponse {}))
+    }
+}
+
+fn unasked() -> Status {
+    refuse(
+        Code::Denied,
+        tonic::Code::PermissionDenied,
+        "this manager asked this worker for no such log",
+        "a worker opens a log stream when its session asks for one",
+    )
+}
+
+/// Tells the leader how long ago this manager heard of its workers. The leader itself needs no report.
+pub async fn report_liveness(
+    replica: Replica,
+    peers: Peers,
+    signs: Arc<dyn Signs>,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
+    let mut ticks = interval(REPORT);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let leader = replica.leadership().borrow().leader;
+        let Some(leader) = leader.filter(|it| *it != replica.member()) else {
+            continue;
+        };
+        let Some(mut client) = peers.client(leader) else {
+            continue;
+        };
+        let workers = signs
+            .ages(clock.monotonic())
+            .into_iter()
+            .map(|(node, age)| WorkerAge {
+                node_id: node.to_wire(),
+                age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+                ..Default::default()
+            });
+        let report = LivenessReport {
+            workers: workers.collect(),
+            member: replica.member(),
+        };
+        // What does not arrive is said again; the leader gives a lost reporter's workers more time.
+        let _ = timeout(REPORT, client.report_liveness(report)).await;
+    }
+}
