@@ -14,6 +14,7 @@ pub mod proposer;
 pub mod refusal;
 pub mod registry;
 pub mod scheduler;
+pub mod validate;
 pub mod view;
 
 pub use freshness::{Fresh, Freshness};
