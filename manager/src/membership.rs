@@ -207,16 +207,22 @@ mod tests {
             id: vec![9; 16],
             key_ring: vec![wire::KeyRingEpoch {
                 epoch: 1,
-                envelopes: Vec::new(),
+                // A manager with an envelope key must have its envelope.
+                envelopes: (1..=3)
+                    .map(|node| wire::Envelope {
+                        node_id: vec![node; 16],
+                        ..Default::default()
+                    })
+                    .collect(),
             }],
             desired_voters: wanted.to_vec(),
             ..Default::default()
         };
-        let nodes = managers.iter().map(|(member, opened)| manager(*member, *opened));
-        apply(
-            State::default(),
-            nodes.chain([create(object::Object::Cluster(cluster))]).collect(),
-        )
+        // Apply numbers managers by the entry that makes them: one entry each, in order.
+        let state = managers.iter().fold(State::default(), |state, (member, opened)| {
+            apply(state, vec![manager(*member, *opened)])
+        });
+        apply(state, vec![create(object::Object::Cluster(cluster))])
     }
 
     fn apply(mut state: State, changes: Vec<wire::Change>) -> State {
