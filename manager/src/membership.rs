@@ -10,8 +10,10 @@ pub use gate::Gate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_proto::wire::{self, Cluster, Kind, Node, Role, change, object, precondition};
+use bulkhead_proto::wire::{self, Availability, Cluster, Kind, Node, Role, change, object, precondition};
 use bulkhead_raft::state::State;
+
+use crate::view;
 
 /// What Raft itself knows of its members.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -27,11 +29,11 @@ pub struct RaftMembers {
 /// The next thing to do about who votes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// Commit this set as the wanted one; the transaction is refused if the cluster object moved on.
+    /// Commit what is wanted; the transaction is refused if what it was read from moved on.
     Want {
         /// What to commit.
         changes: Vec<wire::Change>,
-        /// The cluster object as it was read.
+        /// The objects as they were read.
         preconditions: Vec<wire::Precondition>,
     },
     /// Move Raft to these voters, and forget members without a record.
@@ -45,7 +47,7 @@ pub enum Step {
 
 /// Decides what the leader does next; nothing when Raft is as it is wanted.
 pub fn plan(state: &State, raft: &RaftMembers) -> Option<Step> {
-    let cluster = cluster(state)?;
+    let cluster = view::cluster(state)?;
     let wanted: BTreeSet<u64> = cluster.desired_voters.iter().copied().collect();
     let managers = managers(state);
     let newest = cluster
@@ -55,7 +57,8 @@ pub fn plan(state: &State, raft: &RaftMembers) -> Option<Step> {
         .max()
         .unwrap_or(0);
     let ready = managers.iter().filter(|(member, node)| {
-        raft.all.contains(member) && node.opened_epoch >= newest && !node.envelope_key.is_empty()
+        let holds_ring = node.opened_epoch >= newest && !node.envelope_key.is_empty();
+        raft.all.contains(member) && holds_ring && !leaves(node)
     });
     let next: BTreeSet<u64> = wanted
         .iter()
@@ -68,7 +71,13 @@ pub fn plan(state: &State, raft: &RaftMembers) -> Option<Step> {
         return None; // never plan a cluster without voters, whatever the state says
     }
     if next != wanted {
-        return Some(want(&cluster, &next, Vec::new()));
+        return Some(want(cluster, &next, Vec::new()));
+    }
+    let gone = managers
+        .iter()
+        .find(|(member, node)| leaves(node) && !wanted.contains(member) && !raft.voters.contains(member));
+    if let Some((_, node)) = gone {
+        return Some(forget(node));
     }
     // Learners on their way in have a record; a member without one has left.
     let strangers: BTreeSet<u64> = raft
@@ -109,7 +118,7 @@ pub enum LeaveError {
 
 /// Plans the departure of a manager that asked for it: no longer wanted, no longer a holder of the key ring.
 pub fn leave(state: &State, member: u64, alive: &BTreeSet<u64>) -> Result<Step, LeaveError> {
-    let cluster = cluster(state).ok_or(LeaveError::Unknown(member))?;
+    let cluster = view::cluster(state).ok_or(LeaveError::Unknown(member))?;
     let managers = managers(state);
     let node = managers.get(&member).ok_or(LeaveError::Unknown(member))?;
     let mut next: BTreeSet<u64> = cluster.desired_voters.iter().copied().collect();
@@ -127,28 +136,65 @@ pub fn leave(state: &State, member: u64, alive: &BTreeSet<u64>) -> Result<Step, 
         });
     }
     let mut node = Node::clone(node);
+    node.set_availability(Availability::Drain);
     node.opened_epoch = 0;
     node.envelope_key.clear();
     let node = replace(object::Object::Node(node));
-    Ok(want(&cluster, &next, vec![node]))
+    Ok(want(cluster, &next, vec![node]))
+}
+
+/// A manager runs no tasks, so draining it means that it is on its way out.
+fn leaves(node: &Node) -> bool {
+    node.availability() == Availability::Drain
+}
+
+/// The record of a manager that no longer votes goes, and its keys are never served again.
+fn forget(node: &Node) -> Step {
+    let object = reference(Kind::Node, &node.id);
+    let tombstones = node.keys.iter().map(|key| wire::Tombstone {
+        key_id: key.key_id.clone(),
+        node_id: node.id.clone(),
+        ..Default::default()
+    });
+    let changes = tombstones
+        .map(|tombstone| {
+            let tombstone = Some(tombstone);
+            change::Change::AddTombstone(wire::AddTombstone { tombstone })
+        })
+        .chain([change::Change::Delete(object.clone())])
+        .map(|change| wire::Change { change: Some(change) })
+        .collect();
+    Step::Want {
+        changes,
+        preconditions: vec![unchanged(object, node.meta.as_ref())],
+    }
 }
 
 fn want(cluster: &Cluster, voters: &BTreeSet<u64>, mut changes: Vec<wire::Change>) -> Step {
-    let read = wire::VersionIs {
-        object: Some(wire::ObjectRef {
-            kind: Kind::Cluster.into(),
-            id: cluster.id.clone(),
-        }),
-        version: cluster.meta.as_ref().map_or(0, |meta| meta.version),
-    };
+    let read = unchanged(reference(Kind::Cluster, &cluster.id), cluster.meta.as_ref());
     let mut cluster = cluster.clone();
     cluster.desired_voters = voters.iter().copied().collect();
     changes.insert(0, replace(object::Object::Cluster(cluster)));
     Step::Want {
         changes,
-        preconditions: vec![wire::Precondition {
-            precondition: Some(precondition::Precondition::VersionIs(read)),
-        }],
+        preconditions: vec![read],
+    }
+}
+
+fn reference(kind: Kind, id: &[u8]) -> wire::ObjectRef {
+    wire::ObjectRef {
+        kind: kind.into(),
+        id: id.to_vec(),
+    }
+}
+
+fn unchanged(object: wire::ObjectRef, meta: Option<&wire::Meta>) -> wire::Precondition {
+    let read = wire::VersionIs {
+        object: Some(object),
+        version: meta.map_or(0, |meta| meta.version),
+    };
+    wire::Precondition {
+        precondition: Some(precondition::Precondition::VersionIs(read)),
     }
 }
 
@@ -159,21 +205,8 @@ fn replace(object: object::Object) -> wire::Change {
     }
 }
 
-fn cluster(state: &State) -> Option<Cluster> {
-    match &state.list(Kind::Cluster).next()?.object {
-        Some(object::Object::Cluster(cluster)) => Some(cluster.clone()),
-        _ => None,
-    }
-}
-
 fn managers(state: &State) -> BTreeMap<u64, &Node> {
-    state
-        .list(Kind::Node)
-        .filter_map(|object| match &object.object {
-            Some(object::Object::Node(node)) if node.role() == Role::Manager => Some((node.member_id, node)),
-            _ => None,
-        })
-        .collect()
+    view::managers(state).map(|node| (node.member_id, node)).collect()
 }
 
 #[cfg(test)]
@@ -316,8 +349,12 @@ mod tests {
         let Ok(Step::Want { changes, .. }) = leave(&three, 3, &[1, 2, 3].into()) else {
             panic!("it may leave")
         };
-        let (_, step) = settle(apply(three, changes), &raft(&[&[1, 2, 3]], &[1, 2, 3]));
+        let (left, step) = settle(apply(three, changes), &raft(&[&[1, 2, 3]], &[1, 2, 3]));
         assert_eq!(step, reconcile(&[1, 2], &[]));
+        // Once it does not vote any more its record goes, and then the member.
+        let (left, step) = settle(left, &raft(&[&[1, 2]], &[1, 2, 3]));
+        assert_eq!(step, reconcile(&[1, 2], &[3]));
+        assert!(!managers(&left).contains_key(&3));
     }
 
     #[test]
