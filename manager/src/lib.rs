@@ -10,6 +10,7 @@ pub mod membership;
 pub mod orchestrator;
 pub mod peer;
 pub mod peers;
+pub mod program;
 pub mod proposer;
 pub mod refusal;
 pub mod registry;

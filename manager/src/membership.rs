@@ -10,7 +10,7 @@ pub use gate::Gate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_proto::wire::{self, Availability, Cluster, Kind, Node, Role, change, object, precondition};
+use bulkhead_proto::wire::{self, Availability, Cluster, Kind, Node, change, object, precondition};
 use bulkhead_raft::state::State;
 
 use crate::view;
@@ -211,8 +211,10 @@ fn managers(state: &State) -> BTreeMap<u64, &Node> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bulkhead_proto::wire::Role;
     use prost::Message as _;
+
+    use super::*;
 
     fn manager(member: u64, opened: u32) -> wire::Change {
         let node = Node {

@@ -1,0 +1,108 @@
+//! `bulkhead-manager`: one manager of a cluster.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use bulkhead_identity::process::{self, Program};
+use bulkhead_manager::program::{self, Config, Join};
+use bulkhead_manager::refusal::chain;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+/// A manager: replicates the cluster's state, issues certificates, schedules tasks.
+///
+/// It waits on its local socket until `bulkhead cluster init` or `bulkhead cluster join` tells it what to do.
+#[derive(Parser)]
+#[command(name = "bulkhead-manager", version)]
+struct Arguments {
+    /// The data folder, for this program alone; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The local socket [default: DIR/manager.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Join this cluster by itself: a manager's HOST:PORT, may be repeated
+    #[arg(long, value_name = "ADDR", requires = "ticket_file")]
+    join: Vec<String>,
+    /// Where the ticket is, or will be
+    #[arg(long, value_name = "FILE", requires = "join")]
+    ticket_file: Option<PathBuf>,
+    /// With --join: where to listen, IP:PORT
+    #[arg(long, value_name = "ADDR", requires = "join", default_value = "")]
+    listen: String,
+    /// With --join: how others reach it, HOST:PORT
+    #[arg(long, value_name = "ADDR", requires = "join", default_value = "")]
+    advertise: String,
+    /// With --join: the wished name
+    #[arg(long, requires = "join", default_value = "")]
+    name: String,
+    /// What to log, as in `info,bulkhead_raft=debug`
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_new(&arguments.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let started = process::harden()
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(std::fs::create_dir_all(&arguments.data)?))
+        .and_then(|()| Ok(process::confine(Program::Manager)?))
+        .and_then(|()| Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?));
+    let runtime = match started {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("bulkhead-manager: cannot start: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bulkhead-manager: {}", chain(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), program::ProgramError> {
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    let signals = tokio::spawn(async move {
+        let (Ok(mut term), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        asked.cancel();
+    });
+    let socket = arguments
+        .socket
+        .unwrap_or_else(|| arguments.data.join("manager.sock"));
+    let join = arguments.ticket_file.map(|ticket_file| Join {
+        addresses: arguments.join,
+        ticket_file,
+        listen: arguments.listen,
+        advertise: arguments.advertise,
+        name: arguments.name,
+    });
+    let config = Config {
+        data: arguments.data,
+        socket,
+        join,
+    };
+    let ended = program::run(config, stop).await;
+    signals.abort();
+    ended
+}

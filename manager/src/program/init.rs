@@ -1,0 +1,178 @@
+//! How a cluster begins on this manager, and what a joiner keeps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bulkhead_identity::join::Enrolled;
+use bulkhead_identity::seam::Entropy;
+use bulkhead_identity::store::{KeyFile, ManagerPart};
+use bulkhead_identity::{Bundle, Certificate, Credentials, Key, csr};
+use bulkhead_proto::wire::{EnrolResponse, ManagerAddress, Role};
+use bulkhead_proto::{MemberId, NodeId, RequestId};
+use bulkhead_raft::Member as RaftMember;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::Program;
+use super::description::describe;
+use super::error::ProgramError;
+use super::member::Member;
+use crate::ca::genesis::{FirstManager, FirstOperator, Genesis, genesis};
+use crate::key_ring::EnvelopeKey;
+
+/// A single manager elects itself within one election timeout.
+const ELECTION: Duration = Duration::from_secs(10);
+/// The member id of a cluster's first manager, as apply gives it.
+const FIRST: MemberId = MemberId(1);
+
+/// What `init` is asked to make.
+pub(super) struct Order {
+    pub(super) listen: String,
+    pub(super) advertise: String,
+    pub(super) lab: bool,
+    pub(super) name: String,
+    pub(super) operator: Option<FirstOperator>,
+}
+
+/// What it made.
+pub(super) struct Made {
+    pub(super) member: Arc<Member>,
+    pub(super) operator: Option<EnrolResponse>,
+}
+
+/// Makes a cluster of this one manager. Where it fails, what it wrote is removed again.
+pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> anyhow::Result<Made> {
+    let machine = &program.machine;
+    let key = Key::generate()?;
+    let envelope_key = EnvelopeKey::generate(&*machine.entropy)?;
+    let description = describe();
+    let name = if order.name.is_empty() {
+        description.hostname.clone()
+    } else {
+        order.name
+    };
+    let first = FirstManager {
+        node: NodeId::from_bytes(random(&*machine.entropy)?),
+        name,
+        advertise: order.advertise.clone(),
+        key: csr::public_key(&key.csr()?)?,
+        envelope_key: envelope_key.public(),
+        description,
+    };
+    let genesis = genesis(
+        first,
+        order.operator,
+        order.lab,
+        machine.now_ms(),
+        &*machine.entropy,
+    )?;
+    let credentials = Credentials {
+        key,
+        certificate: Certificate::from_der(&genesis.manager.certificate)?,
+        bundle: Bundle::from_ders(vec![genesis.root.clone()])?,
+    };
+    let keys = KeyFile {
+        credentials: Arc::new(credentials),
+        name: genesis.manager.name.clone(),
+        managers: Vec::new(),
+        manager: Some(ManagerPart {
+            member: FIRST,
+            epoch: 1,
+            store: random(&*machine.entropy)?,
+            data_key: Zeroizing::new(random(&*machine.entropy)?),
+            envelope_key: Zeroizing::new(*envelope_key.expose()),
+            listen: order.listen,
+            advertise: order.advertise,
+        }),
+    };
+    keys.save(&machine.keys())?;
+    let begun = begin(program, keys, &genesis, actor).await;
+    if begun.is_err() {
+        // Nothing was handed out yet, so nothing is lost; what cannot be removed makes the next try say so.
+        let _ = std::fs::remove_file(machine.keys());
+        let _ = std::fs::remove_dir_all(machine.data.join("raft"));
+    }
+    let (member, index) = begun?;
+    let operator = genesis.operator.map(|operator| EnrolResponse {
+        certificate: operator.certificate,
+        roots: vec![genesis.root],
+        cluster_id: genesis.cluster.to_wire(),
+        node_id: operator.node.to_wire(),
+        role: Role::Operator.into(),
+        managers: vec![ManagerAddress {
+            node_id: member.node().to_wire(),
+            address: member.advertise.clone(),
+            member_id: FIRST.0,
+        }],
+        epoch: 1,
+        index,
+        name: operator.name,
+        ..Default::default()
+    });
+    Ok(Made { member, operator })
+}
+
+async fn begin(
+    program: &Arc<Program>,
+    keys: KeyFile,
+    genesis: &Genesis,
+    actor: &str,
+) -> anyhow::Result<(Arc<Member>, u64)> {
+    let member = program.start(keys).await?;
+    let me = RaftMember {
+        node: member.node(),
+        address: member.advertise.clone(),
+    };
+    member.replica.initialise(me).await?;
+    let mut leadership = member.replica.leadership();
+    timeout(ELECTION, leadership.wait_for(|now| now.leading.is_some()))
+        .await
+        .context("the manager did not elect itself")??;
+    let request = RequestId::from_bytes(random(&*program.machine.entropy)?);
+    let outcome = member
+        .proposer
+        .client(actor, request, Vec::new(), genesis.changes.clone())
+        .await?;
+    if let Some(rejection) = outcome.rejection {
+        anyhow::bail!("the first transaction was refused: {}", rejection.detail);
+    }
+    super::admission::become_voter(&member, &program.stop).await;
+    Ok((member, outcome.index))
+}
+
+/// The key file of a manager that was admitted, written down.
+pub(super) fn keys_of_joiner(
+    program: &Program,
+    enrolled: Enrolled,
+    listen: String,
+    advertise: String,
+) -> Result<KeyFile, ProgramError> {
+    let machine = &program.machine;
+    let entropy = |error| ProgramError::Piece(format!("the system's random source: {error}"));
+    let member = enrolled
+        .member
+        .ok_or_else(|| ProgramError::NotAManager(machine.data.clone()))?;
+    let keys = KeyFile {
+        credentials: Arc::new(enrolled.credentials),
+        name: enrolled.name,
+        managers: enrolled.managers,
+        manager: Some(ManagerPart {
+            member,
+            epoch: enrolled.epoch,
+            store: random(&*machine.entropy).map_err(entropy)?,
+            data_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
+            envelope_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
+            listen,
+            advertise,
+        }),
+    };
+    keys.save(&machine.keys())?;
+    Ok(keys)
+}
+
+fn random<const N: usize>(entropy: &dyn Entropy) -> Result<[u8; N], bulkhead_identity::seam::EntropyError> {
+    let mut bytes = [0; N];
+    entropy.fill(&mut bytes)?;
+    Ok(bytes)
+}

@@ -1,0 +1,327 @@
+//! The local socket's own service: status, and how this machine enters and leaves a cluster.
+
+use std::sync::Arc;
+
+use bulkhead_identity::join::{self, Enrolment};
+use bulkhead_identity::ticket::Ticket;
+use bulkhead_identity::{ConnectInfo, Peer, csr};
+use bulkhead_proto::wire::local_server::{self, LocalServer};
+use bulkhead_proto::wire::{self, JoinProgress, LocalStatus, Phase, Role, StepState};
+use bulkhead_proto::{Code, NodeId, limits};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, async_trait};
+
+use super::Program;
+use super::description::describe;
+use super::init::{self, Order};
+use super::stage::{Stage, View};
+use crate::ca::genesis::FirstOperator;
+use crate::refusal::{chain, refuse};
+
+/// Steps of a checklist that wait for a slow reader.
+const STEPS: usize = 32;
+
+/// The service. Whoever reaches it was let in by the kernel: root, or this program's own user.
+#[derive(Clone)]
+pub(super) struct LocalService(Arc<Program>);
+
+impl LocalService {
+    pub(super) fn new(program: Arc<Program>) -> Self {
+        LocalService(program)
+    }
+
+    pub(super) fn into_server(self) -> LocalServer<Self> {
+        LocalServer::new(self).max_decoding_message_size(limits::MESSAGE_BYTES)
+    }
+}
+
+#[async_trait]
+impl local_server::Local for LocalService {
+    async fn get_status(
+        &self,
+        _: Request<wire::GetLocalStatusRequest>,
+    ) -> Result<Response<LocalStatus>, Status> {
+        let mut status = LocalStatus {
+            role: Role::Manager.into(),
+            ..Default::default()
+        };
+        match self.0.stage.view() {
+            View::Empty { detail } => {
+                status.set_phase(Phase::Uninitialised);
+                status.detail = detail;
+            }
+            View::Entering => status.set_phase(Phase::Joining),
+            View::Left => {
+                status.set_phase(Phase::Stopped);
+                "it left the cluster; delete the data folder to use it again".clone_into(&mut status.detail);
+            }
+            View::Member(member) => {
+                let voter = member.replica.members().voters.contains(&member.replica.member());
+                status.set_phase(if voter { Phase::Member } else { Phase::Joining });
+                status.node_id = member.node().to_wire();
+                status.cluster_id = member.identity.subject().cluster.to_wire();
+                status.ready = voter && member.fresh.is_fresh();
+                status.leader = member.replica.leadership().borrow().leading.is_some();
+                status.name = member.keys(|keys| keys.name.clone());
+                status.certificate_not_after = member.identity.current().certificate.not_after_ms();
+                if !status.ready {
+                    "it hears no leader with a quorum, or does not vote yet".clone_into(&mut status.detail);
+                }
+            }
+        }
+        Ok(Response::new(status))
+    }
+
+    async fn init(
+        &self,
+        request: Request<wire::InitRequest>,
+    ) -> Result<Response<wire::InitResponse>, Status> {
+        let actor = actor(&request);
+        let order = order(request.into_inner())?;
+        let entering = self.0.stage.enter().map_err(taken)?;
+        let made = init::init(&self.0, order, &actor).await.map_err(|error| {
+            tracing::error!(error = format!("{error:#}"), "the cluster was not made");
+            refuse(
+                Code::CannotListen,
+                tonic::Code::FailedPrecondition,
+                format!("the cluster was not made: {error:#}"),
+                "mend that, and try again; what was begun is taken back",
+            )
+        })?;
+        entering.done(Stage::Member(made.member.clone()));
+        Ok(Response::new(wire::InitResponse {
+            operator: made.operator,
+            node_id: made.member.node().to_wire(),
+            name: made.member.keys(|keys| keys.name.clone()),
+        }))
+    }
+
+    type JoinStream = BoxStream<'static, Result<JoinProgress, Status>>;
+
+    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {
+        let request = request.into_inner();
+        let order = JoinOrder::parse(&request)?;
+        let entering = self.0.stage.enter().map_err(taken)?;
+        let (steps, progress) = mpsc::channel(STEPS);
+        let program = self.0.clone();
+        // It goes on without its caller: a join whose ticket is used must not end half-way.
+        self.0.work.spawn(async move {
+            match join_cluster(&program, order, steps).await {
+                Some(member) => entering.done(Stage::Member(member)),
+                None => drop(entering), // the stage falls back; the last step said why
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(progress).map(Ok).boxed()))
+    }
+
+    async fn leave(&self, _: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {
+        let View::Member(member) = self.0.stage.view() else {
+            return Err(refuse(
+                Code::NotMember,
+                tonic::Code::FailedPrecondition,
+                "this manager is in no cluster",
+                "nothing is to be done",
+            ));
+        };
+        super::leaving::leave(&member).await?;
+        self.0.stage.left();
+        Ok(Response::new(wire::LeaveResponse {}))
+    }
+}
+
+fn actor<T>(request: &Request<T>) -> String {
+    match request.extensions().get::<ConnectInfo>() {
+        Some(ConnectInfo {
+            peer: Peer::Local { uid },
+            ..
+        }) => format!("local/{uid}"),
+        _ => "local".to_owned(),
+    }
+}
+
+fn invalid(message: impl AsRef<str>, hint: &str) -> Status {
+    refuse(Code::Invalid, tonic::Code::InvalidArgument, message, hint)
+}
+
+fn taken(view: View) -> Status {
+    let (code, message, hint) = match view {
+        View::Entering => (
+            Code::NotReady,
+            "this manager is entering a cluster now",
+            "wait for it",
+        ),
+        View::Left => (
+            Code::AlreadyMember,
+            "this manager left its cluster",
+            "use an empty data folder",
+        ),
+        View::Empty { .. } | View::Member(_) => (
+            Code::AlreadyMember,
+            "this manager is in a cluster already",
+            "`bulkhead cluster leave` first, or use another data folder",
+        ),
+    };
+    refuse(code, tonic::Code::FailedPrecondition, message, hint)
+}
+
+/// Where to listen, and what to tell others, of which the latter may be derived from the former.
+fn addresses(listen: &str, advertise: &str) -> Result<(String, String), Status> {
+    let listen = if listen.is_empty() {
+        format!("0.0.0.0:{}", limits::MANAGER_PORT)
+    } else {
+        listen.to_owned()
+    };
+    let address: std::net::SocketAddr = listen.parse().map_err(|_| {
+        invalid(
+            format!("{listen} is no address to listen on"),
+            "give --listen IP:PORT",
+        )
+    })?;
+    let advertise = if advertise.is_empty() {
+        listen.clone()
+    } else {
+        advertise.to_owned()
+    };
+    if address.ip().is_unspecified() && advertise == listen {
+        return Err(invalid(
+            "other nodes cannot reach this manager at an unspecified address",
+            "give --advertise HOST:PORT as others reach it",
+        ));
+    }
+    match advertise.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && host.len() <= 255 && port.parse::<u16>().is_ok() => {
+            Ok((listen, advertise))
+        }
+        _ => Err(invalid(
+            format!("{advertise} is not HOST:PORT"),
+            "give --advertise HOST:PORT as others reach it",
+        )),
+    }
+}
+
+fn order(request: wire::InitRequest) -> Result<Order, Status> {
+    let (listen, advertise) = addresses(&request.listen, &request.advertise)?;
+    let operator = if request.operator_csr.is_empty() {
+        None
+    } else {
+        let key = csr::public_key(&request.operator_csr).map_err(|error| {
+            refuse(
+                Code::BadCertificateRequest,
+                tonic::Code::InvalidArgument,
+                error.to_string(),
+                "send a PKCS#10 request of a P-256 key, with nothing asked for",
+            )
+        })?;
+        let node = NodeId::try_from(request.operator_id.as_slice())
+            .map_err(|error| invalid(error.to_string(), "send an operator id of 16 bytes"))?;
+        Some(FirstOperator {
+            node,
+            name: request.operator_name,
+            key,
+        })
+    };
+    Ok(Order {
+        listen,
+        advertise,
+        lab: request.lab,
+        name: request.name,
+        operator,
+    })
+}
+
+/// What a join is asked to do.
+pub(super) struct JoinOrder {
+    pub(super) ticket: Ticket,
+    pub(super) addresses: Vec<String>,
+    pub(super) listen: String,
+    pub(super) advertise: String,
+    pub(super) name: String,
+}
+
+impl JoinOrder {
+    pub(super) fn parse(request: &wire::JoinRequest) -> Result<Self, Status> {
+        let (listen, advertise) = addresses(&request.listen, &request.advertise)?;
+        let ticket = request.ticket.trim().parse::<Ticket>().map_err(|error| {
+            refuse(
+                Code::BadTicket,
+                tonic::Code::InvalidArgument,
+                error.to_string(),
+                "copy the ticket whole, or make a new one: bulkhead cluster ticket create --role manager",
+            )
+        })?;
+        Ok(JoinOrder {
+            ticket,
+            addresses: request.addresses.clone(),
+            listen,
+            advertise,
+            name: request.name.clone(),
+        })
+    }
+}
+
+/// Enrols, starts as a member and waits until it votes; the last step says how it ended.
+pub(super) async fn join_cluster(
+    program: &Arc<Program>,
+    order: JoinOrder,
+    steps: mpsc::Sender<JoinProgress>,
+) -> Option<Arc<super::member::Member>> {
+    let enrolment = Enrolment {
+        ticket: order.ticket,
+        addresses: order.addresses,
+        role: bulkhead_proto::Role::Manager,
+        description: describe(),
+        advertise: order.advertise.clone(),
+        name: order.name,
+    };
+    let enrolled = match join::enrol(enrolment, &*program.machine.clock, steps.clone()).await {
+        Ok(enrolled) => enrolled,
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "not joined");
+            return None;
+        }
+    };
+    let say = async |state: StepState, detail: String, hint: &str, node: Option<NodeId>| {
+        let step = JoinProgress {
+            step: "raft".to_owned(),
+            state: state.into(),
+            detail,
+            hint: hint.to_owned(),
+            node_id: node.map(NodeId::to_wire).unwrap_or_default(),
+        };
+        let _gone = steps.send(step).await; // whoever asked may have left; the join goes on
+    };
+    say(
+        StepState::Started,
+        "receives the log and the key ring".to_owned(),
+        "",
+        None,
+    )
+    .await;
+    let started = match init::keys_of_joiner(program, enrolled, order.listen, order.advertise) {
+        Ok(keys) => program.start(keys).await,
+        Err(error) => Err(error),
+    };
+    match started {
+        Ok(member) => {
+            super::admission::become_voter(&member, &program.stop).await;
+            say(
+                StepState::Done,
+                "this manager votes".to_owned(),
+                "",
+                Some(member.node()),
+            )
+            .await;
+            Some(member)
+        }
+        Err(error) => {
+            let error = chain(&error);
+            tracing::error!(error, "not joined");
+            let hint = "mend that, empty the data folder, and join with a new ticket";
+            say(StepState::Failed, error, hint, None).await;
+            None
+        }
+    }
+}

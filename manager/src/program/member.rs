@@ -1,0 +1,317 @@
+//! A manager that is a member of a cluster: all its parts, put together and running.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bulkhead_identity::local::LocalConnection;
+use bulkhead_identity::seam::{Clock, Entropy};
+use bulkhead_identity::store::{KeyFile, ManagerPart};
+use bulkhead_identity::{Credentials, Identity, tls};
+use bulkhead_proto::NodeId;
+use bulkhead_raft::encryption::{DataKey, Sealing};
+use bulkhead_raft::file_system::RealFileSystem;
+use bulkhead_raft::runtime::Blocking;
+use bulkhead_raft::transport::{Binding, Network, RaftService};
+use bulkhead_raft::{Parts, Replica, Timing, log_store};
+use futures::StreamExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use super::binding::Speakers;
+use super::error::ProgramError;
+use super::local::LocalService;
+use super::tasks::Tasks;
+use crate::authz::{AuthzLayer, Listing};
+use crate::ca::{Ca, EnrolmentService};
+use crate::dispatcher::{self, DispatcherService, Sessions};
+use crate::freshness::Fresh;
+use crate::key_ring::{EnvelopeKey, KeyRing};
+use crate::leader::{self, Signs};
+use crate::membership::Gate;
+use crate::peer::{self, PeerService};
+use crate::peers::{Dialer, Peers};
+use crate::proposer::Proposer;
+use crate::registry::{self, Registry};
+
+/// Handshakes done and waiting to be served, on the local socket.
+const LOCAL_BACKLOG: usize = 64;
+
+/// What every manager is given from outside.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    pub(super) data: PathBuf,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) entropy: Arc<dyn Entropy>,
+}
+
+impl Machine {
+    pub(super) fn keys(&self) -> PathBuf {
+        self.data.join("keys")
+    }
+
+    fn store(&self) -> PathBuf {
+        self.data.join("raft")
+    }
+
+    fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    pub(super) fn now_ms(&self) -> i64 {
+        i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX)
+    }
+}
+
+/// A running member.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) machine: Machine,
+    pub(super) replica: Replica,
+    pub(super) identity: Identity,
+    pub(super) proposer: Proposer,
+    pub(super) fresh: Fresh,
+    pub(super) peers: Peers,
+    pub(super) gate: Gate,
+    pub(super) key_ring: KeyRing,
+    pub(super) advertise: String,
+    /// Connections of the local socket, which this member serves along with its own API.
+    pub(super) local: mpsc::Sender<LocalConnection>,
+    keys: Mutex<KeyFile>,
+}
+
+impl Member {
+    /// This node.
+    pub(super) fn node(&self) -> NodeId {
+        self.identity.subject().node
+    }
+
+    /// What the key file holds, as `look` reads it.
+    pub(super) fn keys<T>(&self, look: impl FnOnce(&KeyFile) -> T) -> T {
+        look(&self.keys.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes up a renewed certificate: first on disk, then in every new handshake.
+    pub(super) fn renewed(&self, credentials: Credentials) -> Result<(), ProgramError> {
+        let credentials = Arc::new(credentials);
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut keys.credentials, credentials.clone());
+        if let Err(error) = keys.save(&self.machine.keys()) {
+            keys.credentials = old;
+            return Err(error.into());
+        }
+        Ok(self.identity.replace(credentials)?)
+    }
+
+    /// Puts a manager together and starts it: it listens when this returns. `local` is the service of the local
+    /// socket, which a member serves itself.
+    pub(super) async fn start(
+        machine: Machine,
+        keys: KeyFile,
+        local_service: LocalService,
+        stop: CancellationToken,
+    ) -> Result<(Arc<Member>, Tasks), ProgramError> {
+        let Some(part) = &keys.manager else {
+            return Err(ProgramError::NotAManager(machine.data.clone()));
+        };
+        let identity = Identity::new(keys.credentials.clone())?;
+        let subject = identity.subject();
+        let binding = Binding {
+            cluster: subject.cluster,
+            epoch: part.epoch,
+            member: part.member.0,
+        };
+        let dialer = Dialer::new(identity.clone());
+        let replica = start_replica(&machine, part, binding, dialer.clone()).await?;
+        let listen = part.listen.clone();
+        let listener = TcpListener::bind(&listen)
+            .await
+            .map_err(|source| ProgramError::Listen {
+                address: listen.clone(),
+                source,
+            })?;
+
+        let (clock, entropy) = (machine.clock.clone(), machine.entropy.clone());
+        let peers = Peers::new(replica.clone(), dialer);
+        let fresh = Fresh::new(replica.clone(), clock.clone());
+        let actor = format!("manager/{}", subject.node);
+        let proposer = Proposer::new(
+            replica.clone(),
+            Arc::new(peers.clone()),
+            clock.clone(),
+            entropy.clone(),
+            actor.clone(),
+        );
+        let envelope_key = EnvelopeKey::from_bytes(part.envelope_key.clone());
+        let key_ring = KeyRing::new(subject.node, envelope_key, entropy.clone());
+        let registry = open_images(&machine.images(), &peers)?;
+        let signs = Signs::default();
+        let gate = Gate::new(replica.clone(), proposer.clone());
+        let sessions = Sessions::default();
+        let listing = Listing::new(replica.clone());
+        let authz = AuthzLayer::new(
+            subject.cluster,
+            listing.clone(),
+            fresh.clone(),
+            peers.clone(),
+            clock.clone(),
+        );
+        let enrolment = EnrolmentService::new(
+            replica.clone(),
+            proposer.clone(),
+            fresh.clone(),
+            Ca::new(key_ring.clone()),
+            clock.clone(),
+        );
+        let (reports, committer) = dispatcher::reports(proposer.clone(), entropy.clone(), subject.node);
+        let dispatcher = DispatcherService::new(dispatcher::Parts {
+            replica: replica.clone(),
+            proposer: proposer.clone(),
+            fresh: fresh.clone(),
+            ring: key_ring.clone(),
+            registry: registry.clone(),
+            sessions: sessions.clone(),
+            signs: Arc::new(signs.clone()),
+            reports,
+            enrolment: enrolment.clone(),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+        });
+        let peer_service = PeerService::new(peer::Parts {
+            replica: replica.clone(),
+            proposer: proposer.clone(),
+            ring: key_ring.clone(),
+            registry: registry.clone(),
+            sessions: sessions.clone(),
+            signs: Arc::new(signs.clone()),
+            gate: gate.clone(),
+            clock: clock.clone(),
+        });
+        let raft_service = RaftService::new(&replica, binding, Arc::new(Speakers(replica.clone())));
+
+        let mut tasks = Tasks::new(stop);
+        let network = Server::builder()
+            .layer(authz.clone())
+            .add_service(enrolment.into_server())
+            .add_service(dispatcher.into_server())
+            .add_service(peer_service.into_server())
+            .add_service(raft_service.into_server());
+        let stopped = tasks.stop();
+        let incoming = tls::incoming(listener, identity.clone());
+        tasks.spawn("the server for managers, workers and operators", async move {
+            let served = network
+                .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
+                .await;
+            report("the network server failed", served);
+        });
+        let (local, connections) = mpsc::channel(LOCAL_BACKLOG);
+        let machine_local = Server::builder()
+            .layer(authz)
+            .add_service(local_service.into_server());
+        let stopped = tasks.stop();
+        tasks.spawn("the server of the local socket", async move {
+            let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
+            let served = machine_local
+                .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
+                .await;
+            report("the local server failed", served);
+        });
+        let stop = tasks.stop();
+        tasks.spawn("freshness", fresh.clone().follow(peers.clone(), stop.clone()));
+        tasks.spawn("the key list", {
+            let stop = stop.clone();
+            async move { listing.run(stop).await }
+        });
+        tasks.spawn("sessions", {
+            let (sessions, replica, stop) = (sessions.clone(), replica.clone(), stop.clone());
+            async move { sessions.run(replica, stop).await }
+        });
+        tasks.spawn("status reports", committer.run(stop.clone()));
+        tasks.spawn(
+            "liveness reports",
+            dispatcher::report_liveness(
+                replica.clone(),
+                peers.clone(),
+                Arc::new(signs.clone()),
+                clock.clone(),
+                stop.clone(),
+            ),
+        );
+        tasks.spawn(
+            "orchestration",
+            leader::run(
+                replica.clone(),
+                proposer.clone(),
+                signs,
+                clock.clone(),
+                stop.clone(),
+            ),
+        );
+        tasks.spawn("membership", gate.clone().run(stop.clone()));
+        let collected = {
+            let replica = replica.clone();
+            let fresh = fresh.clone();
+            move || fresh.is_fresh().then(|| replica.state())
+        };
+        tasks.spawn(
+            "image collection",
+            registry::collect_loop(registry, collected, clock, stop),
+        );
+        let advertise = part.advertise.clone();
+        let member = Arc::new(Member {
+            machine,
+            replica,
+            identity,
+            proposer,
+            fresh,
+            peers,
+            gate,
+            key_ring,
+            advertise,
+            local,
+            keys: Mutex::new(keys),
+        });
+        Ok((member, tasks))
+    }
+}
+
+async fn start_replica(
+    machine: &Machine,
+    part: &ManagerPart,
+    binding: Binding,
+    dialer: Dialer,
+) -> Result<Replica, ProgramError> {
+    let sealing = Sealing {
+        key: Arc::new(DataKey::new(part.data_key.clone())),
+        store: part.store,
+        cluster_epoch: part.epoch,
+        member: part.member.0,
+    };
+    let parts = Parts {
+        member: part.member.0,
+        fs: Arc::new(RealFileSystem),
+        folder: machine.store(),
+        sealing,
+        entropy: machine.entropy.clone(),
+        network: Network::new(dialer, binding),
+        timing: Timing::default(),
+        log: log_store::Options::default(),
+        blocking: Blocking::Threads,
+    };
+    Ok(Replica::start(parts).await?)
+}
+
+fn open_images(folder: &Path, peers: &Peers) -> Result<Registry, ProgramError> {
+    Registry::open(folder, Arc::new(peers.clone())).map_err(|error| ProgramError::Images {
+        path: folder.to_owned(),
+        source: error.into(),
+    })
+}
+
+fn report(what: &'static str, served: Result<(), tonic::transport::Error>) {
+    if let Err(error) = served {
+        tracing::error!(error = crate::refusal::chain(&error), "{what}");
+    }
+}

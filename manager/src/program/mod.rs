@@ -1,0 +1,279 @@
+//! The manager program: waits on its local socket until it is told to make or join a cluster, and is a member of it from
+//! then on, also after each restart.
+
+mod admission;
+mod binding;
+mod description;
+mod error;
+mod init;
+mod leaving;
+mod local;
+mod member;
+mod renewal;
+mod stage;
+mod tasks;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bulkhead_identity::local::{self as socket, LocalConnection};
+use bulkhead_identity::seam::{SystemClock, SystemEntropy};
+use bulkhead_identity::store::{KeyFile, StoreError};
+use bulkhead_proto::wire::JoinRequest;
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use self::local::{JoinOrder, LocalService};
+use self::member::{Machine, Member};
+use self::stage::{Stage, Stages, View};
+
+pub use self::error::ProgramError;
+
+/// How a manager is started.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its data folder, for this program alone.
+    pub data: PathBuf,
+    /// Its local socket.
+    pub socket: PathBuf,
+    /// Join by itself, where it is in no cluster yet.
+    pub join: Option<Join>,
+}
+
+/// A join without anybody at a terminal.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// Managers, `host:port`.
+    pub addresses: Vec<String>,
+    /// Where the ticket will be.
+    pub ticket_file: PathBuf,
+    /// Where to listen.
+    pub listen: String,
+    /// What to tell others.
+    pub advertise: String,
+    /// The wished name.
+    pub name: String,
+}
+
+/// A ticket file that is not there yet, and a join that failed, are looked at again after this.
+const JOIN_RETRY: Duration = Duration::from_secs(1);
+/// Local connections that wait to be served.
+const BACKLOG: usize = 64;
+/// Bytes of a ticket file.
+const TICKET_FILE_BYTES: u64 = 4_096;
+
+/// What one program is made of.
+pub(crate) struct Program {
+    machine: Machine,
+    stage: Arc<Stages>,
+    work: Work,
+    stop: CancellationToken,
+    /// Why the program must end.
+    failed: mpsc::Sender<ProgramError>,
+}
+
+/// Work that the program owns and ends with it.
+struct Work(Mutex<JoinSet<()>>);
+
+impl Work {
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while set.try_join_next().is_some() {} // what ended is forgotten
+        set.spawn(work);
+    }
+
+    async fn end(&self) {
+        let mut set = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        while set.join_next().await.is_some() {}
+    }
+}
+
+/// Runs a manager until `stop`.
+///
+/// # Errors
+/// [`ProgramError`], with its exit code.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramError> {
+    let incoming = socket::listen(&config.socket).map_err(|source| match source.kind() {
+        std::io::ErrorKind::AddrInUse => ProgramError::InUse(config.data.clone()),
+        _ => ProgramError::Socket {
+            path: config.socket.clone(),
+            source,
+        },
+    })?;
+    let (failed, mut failures) = mpsc::channel(4);
+    let machine = Machine {
+        data: config.data.clone(),
+        clock: Arc::new(SystemClock::start()),
+        entropy: Arc::new(SystemEntropy),
+    };
+    let program = Arc::new(Program {
+        machine,
+        stage: Arc::new(Stages::new()),
+        work: Work(Mutex::default()),
+        stop: stop.clone(),
+        failed,
+    });
+    resume(&program).await?;
+    if let Some(join) = config.join
+        && matches!(program.stage.view(), View::Empty { .. })
+    {
+        program.work.spawn(join_by_itself(program.clone(), join));
+    }
+    program.work.spawn(serve_local(program.clone(), incoming));
+    tracing::info!(socket = %config.socket.display(), "waiting on the local socket");
+    let ended = tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        error = failures.recv() => error.map_or(Ok(()), Err),
+    };
+    stop.cancel();
+    program.work.end().await;
+    ended
+}
+
+/// Goes on as the member that the key file says, if there is one.
+async fn resume(program: &Arc<Program>) -> Result<(), ProgramError> {
+    let keys = match KeyFile::load(&program.machine.keys()) {
+        Ok(keys) => keys,
+        Err(StoreError::Missing(_)) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let member = program.start(keys).await?;
+    if let Ok(entering) = program.stage.enter() {
+        entering.done(Stage::Member(member.clone()));
+    }
+    let stop = program.stop.clone();
+    program
+        .work
+        .spawn(async move { admission::become_voter(&member, &stop).await });
+    Ok(())
+}
+
+impl Program {
+    /// Starts as a member and looks after it until the program ends.
+    async fn start(self: &Arc<Self>, keys: KeyFile) -> Result<Arc<Member>, ProgramError> {
+        let local = LocalService::new(self.clone());
+        let stop = self.stop.child_token();
+        let (member, mut tasks) = Member::start(self.machine.clone(), keys, local, stop).await?;
+        tracing::info!(node.id = %member.node(), raft.member = member.replica.member(), "a member of the cluster");
+        let renewing = (member.clone(), tasks.stop());
+        tasks.spawn("renewal", async move {
+            renewal::renew(&renewing.0, &renewing.1).await
+        });
+        let (program, watched) = (self.clone(), member.clone());
+        self.work.spawn(async move {
+            let failure = tokio::select! {
+                biased;
+                () = program.stop.cancelled() => None,
+                fatal = watched.replica.stopped() => Some(ProgramError::Stopped(fatal)),
+                name = tasks.ended_early() => Some(ProgramError::Piece(name)),
+            };
+            // Whatever was asked to end by the stop may be seen here first.
+            if let Some(error) = failure.filter(|_| !program.stop.is_cancelled()) {
+                let _ending = program.failed.try_send(error); // a full queue has a reason to end already
+            }
+            if watched.replica.leadership().borrow().leading.is_some() {
+                watched.replica.hand_over(None).await;
+            }
+            tasks.end().await;
+            watched.replica.shutdown().await;
+        });
+        Ok(member)
+    }
+}
+
+/// Hands each local connection to whoever serves it now: the member with its whole API, or the program alone.
+async fn serve_local<S>(program: Arc<Program>, mut incoming: S)
+where
+    S: futures::Stream<Item = std::io::Result<LocalConnection>> + Unpin + Send + 'static,
+{
+    let (waiting, connections) = mpsc::channel(BACKLOG);
+    let server = Server::builder()
+        .add_service(LocalService::new(program.clone()).into_server())
+        .serve_with_incoming_shutdown(
+            ReceiverStream::new(connections).map(Ok::<_, std::io::Error>),
+            program.stop.clone().cancelled_owned(),
+        );
+    program.work.spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(error = crate::refusal::chain(&error), "the local server failed");
+        }
+    });
+    loop {
+        let connection = tokio::select! {
+            biased;
+            () = program.stop.cancelled() => return,
+            connection = incoming.next() => connection,
+        };
+        let Some(Ok(connection)) = connection else { return };
+        let server = match program.stage.view() {
+            View::Member(member) => member.local.clone(),
+            View::Empty { .. } | View::Entering | View::Left => waiting.clone(),
+        };
+        // A caller that finds the queue full is turned away; it tries again.
+        let _full = server.try_send(connection);
+    }
+}
+
+/// Joins with the ticket in a file, as soon as it is there, and again until it worked.
+async fn join_by_itself(program: Arc<Program>, join: Join) {
+    loop {
+        if let Some(ticket) = read_ticket(&join.ticket_file) {
+            let request = JoinRequest {
+                ticket,
+                addresses: join.addresses.clone(),
+                listen: join.listen.clone(),
+                advertise: join.advertise.clone(),
+                name: join.name.clone(),
+            };
+            let order = match JoinOrder::parse(&request) {
+                Ok(order) => order,
+                Err(status) => {
+                    tracing::error!(reason = status.message(), "cannot join");
+                    return;
+                }
+            };
+            let Ok(entering) = program.stage.enter() else {
+                return;
+            };
+            let (steps, mut progress) = mpsc::channel(BACKLOG);
+            let joined = local::join_cluster(&program, order, steps);
+            let told = async {
+                while let Some(step) = progress.recv().await {
+                    tracing::info!(
+                        step = step.step,
+                        detail = step.detail,
+                        hint = step.hint,
+                        "joining"
+                    );
+                }
+            };
+            if let (Some(member), ()) = tokio::join!(joined, told) {
+                entering.done(Stage::Member(member));
+                return;
+            }
+            drop(entering);
+        }
+        tokio::select! {
+            biased;
+            () = program.stop.cancelled() => return,
+            () = sleep(JOIN_RETRY) => {}
+        }
+    }
+}
+
+/// A ticket file's text, once it is there and whole.
+fn read_ticket(path: &Path) -> Option<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let file = std::fs::File::open(path).ok()?;
+    file.take(TICKET_FILE_BYTES).read_to_string(&mut text).ok()?;
+    Some(text).filter(|text| !text.trim().is_empty())
+}
