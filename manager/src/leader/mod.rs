@@ -260,3 +260,6 @@ fn not_proposed(error: &ProposeError) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,6 +160,7 @@ mod tests {
         let mut liveness = Liveness::of_new_leader([], at(0));
         signs.heard(id(1), at(0));
         signs.grace(id(1), Duration::from_secs(10), at(0));
+        assert_eq!(down(&signs, &mut liveness, 0), []);
         assert_eq!(down(&signs, &mut liveness, 12_499), []);
         assert_eq!(down(&signs, &mut liveness, 12_500), [id(1)]);
     }
