@@ -106,4 +106,4 @@ pub fn read_file(fs: &dyn FileSystem, path: &Path, limit: usize) -> io::Result<V
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -51,12 +51,14 @@ pub enum Fault {
 #[derive(Clone, Default)]
 pub struct SimFileSystem(Arc<Mutex<Disk>>);
 
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Disk {
     inodes: Vec<Inode>,
     directories: BTreeMap<PathBuf, Directory>,
     locked: BTreeMap<PathBuf, u64>,
     fault: Fault,
+    /// After so many more changes, this goes wrong.
+    fuse: Option<(u64, Fault)>,
     capacity: Option<u64>,
     syncs: u64,
     boots: u64,
@@ -75,13 +77,35 @@ enum Pending {
     SetLen(usize),
 }
 
-#[derive(Default)]
+impl Pending {
+    /// Whether both are writes to the same place within one sector.
+    fn replaces(&self, next: &Self) -> bool {
+        match (self, next) {
+            (
+                Pending::Write { offset, data },
+                Pending::Write {
+                    offset: next_offset,
+                    data: next_data,
+                },
+            ) => {
+                let sector = |end: usize| end / SECTOR_BYTES;
+                (offset, data.len()) == (next_offset, next_data.len())
+                    && !data.is_empty()
+                    && sector(*offset) == sector(offset + data.len() - 1)
+            }
+            _ => false,
+        }
+    }
+}
+
+#[derive(Default, Clone)]
 struct Directory {
     durable: BTreeMap<String, usize>,
     current: BTreeMap<String, usize>,
     pending: Vec<NameChange>,
 }
 
+#[derive(Clone)]
 enum NameChange {
     Link { name: String, inode: usize },
     Unlink { name: String },
@@ -136,11 +160,26 @@ impl SimFileSystem {
         disk.locked.clear();
         disk.boots += 1;
         disk.fault = Fault::None;
+        disk.fuse = None;
     }
 
     /// Sets what goes wrong from now on; a crash ends it.
     pub fn set_fault(&self, fault: Fault) {
-        self.disk().fault = fault;
+        let mut disk = self.disk();
+        disk.fault = fault;
+        disk.fuse = None;
+    }
+
+    /// Sets what goes wrong after so many more changes and syncs: each point of a run can be made its last.
+    pub fn set_fault_after(&self, changes: u64, fault: Fault) {
+        let mut disk = self.disk();
+        disk.fault = Fault::None;
+        disk.fuse = Some((changes, fault));
+    }
+
+    /// Another disk with the same content, durable and not, so that many crashes of one moment can be looked at.
+    pub fn fork(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.disk().clone())))
     }
 
     /// Bounds the disk: writes that would need more fail with ENOSPC.
@@ -173,7 +212,23 @@ impl Inode {
     /// Any subset of the unsynced writes, each cut to a range of whole sectors, in any size between.
     fn crash(&mut self, choose: Chooser<'_>) {
         let mut kept = std::mem::take(&mut self.durable);
-        for pending in self.pending.drain(..) {
+        let pending = std::mem::take(&mut self.pending);
+        for same in pending.chunk_by(Pending::replaces) {
+            // Of writes to the same place within a sector, which was the last to arrive is all that matters.
+            let Some(pending) = (match same {
+                [one] => Some(one.clone()),
+                many => choose(many.len() + 1)
+                    .checked_sub(1)
+                    .map(|last| many[last].clone()),
+            }) else {
+                continue;
+            };
+            if same.len() > 1 {
+                if let Pending::Write { offset, data } = pending {
+                    write(&mut kept, offset, &data);
+                }
+                continue;
+            }
             match pending {
                 Pending::Write { offset, data } => {
                     if let Some(range) = surviving(offset, data.len(), choose) {
@@ -241,7 +296,12 @@ impl Disk {
         self.inodes.iter().map(|inode| inode.current.len() as u64).sum()
     }
 
-    fn check_write(&self, growth: u64) -> io::Result<()> {
+    fn check_write(&mut self, growth: u64) -> io::Result<()> {
+        match &mut self.fuse {
+            Some((0, fault)) => self.fault = *fault,
+            Some((left, _)) => *left -= 1,
+            None => {}
+        }
         let full = self
             .capacity
             .is_some_and(|capacity| growth > 0 && self.used() + growth > capacity);

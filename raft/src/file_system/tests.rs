@@ -4,13 +4,13 @@ use super::*;
 
 /// Walks every sequence of choices, depth first: an exhaustive chooser.
 #[derive(Default)]
-struct EveryChoice {
+pub(crate) struct EveryChoice {
     path: Vec<(usize, usize)>, // picked, of how many
     at: usize,
 }
 
 impl EveryChoice {
-    fn pick(&mut self, below: usize) -> usize {
+    pub(crate) fn pick(&mut self, below: usize) -> usize {
         if self.at == self.path.len() {
             self.path.push((0, below));
         }
@@ -21,7 +21,7 @@ impl EveryChoice {
     }
 
     /// Moves to the next sequence; false when all were walked.
-    fn advance(&mut self) -> bool {
+    pub(crate) fn advance(&mut self) -> bool {
         self.at = 0;
         while let Some((picked, of)) = self.path.pop() {
             if picked + 1 < of {

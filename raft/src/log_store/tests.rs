@@ -15,6 +15,7 @@ use crate::file_system::{FileSystem, SimFileSystem};
 use crate::seam::{Entropy, EntropyError};
 use crate::type_config::{Command, log_id};
 
+mod model;
 mod suite;
 
 /// Bytes that never repeat, for tests: what a nonce needs.
