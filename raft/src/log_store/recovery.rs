@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::disk::{Disk, Held};
@@ -199,7 +199,7 @@ fn origin(sealing: &Sealing) -> ChainHash {
     ChainHash::origin("bulkhead log", &sealing.store)
 }
 
-fn read_segment(fs: &dyn FileSystem, path: &PathBuf) -> Result<Vec<u8>, OpenError> {
+fn read_segment(fs: &dyn FileSystem, path: &Path) -> Result<Vec<u8>, OpenError> {
     let io = |source| OpenError::io(path, source);
     let file = fs.open(path, OpenMode::Read).map_err(io)?;
     let bytes = file.len().map_err(io)?;

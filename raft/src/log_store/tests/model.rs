@@ -374,8 +374,7 @@ fn damage_names_the_place_and_the_next_step() {
     let (fs, expected) = lived();
     let last = names(&fs)
         .into_iter()
-        .filter(|name| name.starts_with("log-"))
-        .next_back()
+        .rfind(|name| name.starts_with("log-"))
         .expect("a segment");
     let path = folder().join(&last);
     let content = crate::file_system::read_file(&fs, &path, 1 << 20).expect("a file");
