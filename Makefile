@@ -7,7 +7,7 @@ TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PROGRAMS := bulkhead bulkhead-launcher
 
-.PHONY: all setup test lint clean
+.PHONY: all setup test lint bench-log clean
 
 all: setup
 	cargo build --release --locked --bins
@@ -26,6 +26,10 @@ setup:
 test: setup
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --no-fail-fast
+
+# The log store against a plain preallocated file, in the folder FOLDER (default: the temporary one).
+bench-log:
+	cargo run --release --locked -p bulkhead-raft --example log_bench -- $(FOLDER)
 
 lint: setup
 	cargo fmt --all --check
