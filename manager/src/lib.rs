@@ -2,6 +2,7 @@
 
 pub mod authz;
 pub mod ca;
+pub mod control_api;
 pub mod dispatcher;
 pub mod freshness;
 pub mod key_ring;

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_identity::seam::Clock;
 use bulkhead_proto::wire::{Kind, object::Object as Any};
 use bulkhead_proto::{Digest, limits};
-use bulkhead_raft::seam::Clock;
 use bulkhead_raft::state::State;
 use tokio_util::sync::CancellationToken;
 

@@ -206,7 +206,7 @@ fn short(text: &str) -> String {
 }
 
 /// What the image object says, and the blobs that must stand before it is committed.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Described {
     /// The config's digest and size.
     pub config: (Digest, u64),

@@ -1,0 +1,235 @@
+//! Nodes: availability, labels, removal.
+
+use bulkhead_proto::wire::{
+    AddTombstone, Availability, Label, Node, NodeStatus, RemoveRequest, Role, Task, Tombstone,
+    UpdateNodeRequest, change,
+};
+use bulkhead_proto::{Code, NodeId};
+use bulkhead_raft::state::{Key, State};
+use tonic::Status;
+
+use super::change::{Decision, Plan};
+use super::check;
+use super::object::{Category, Kept, NODES, label};
+use crate::orchestrator::removal;
+use crate::refusal::refuse;
+
+/// Changes what operators say of a node.
+pub(super) fn update(state: &State, request: &UpdateNodeRequest) -> Result<Decision, Status> {
+    let node = NODES.find(state, &request.selector)?;
+    if node.was_made_by(&request.request_id) {
+        return Ok(Decision::done(node));
+    }
+    let availability = Availability::try_from(request.availability)
+        .map_err(|_| check::invalid("availability", "it is none of active, pause and drain"))?;
+    if availability != Availability::Unspecified && node.role() == Role::Manager {
+        return Err(refuse(
+            Code::Invalid,
+            tonic::Code::InvalidArgument,
+            format!("node {} is a manager, and managers run no tasks", label(node)),
+            "name a worker; the host's worker is a node of its own",
+        ));
+    }
+    check::labels(&request.label_add)?;
+    let mut new = node.clone();
+    if availability != Availability::Unspecified {
+        new.set_availability(availability);
+    }
+    new.labels.retain(|it| !request.label_rm.contains(&it.key));
+    for added in &request.label_add {
+        set(&mut new.labels, added);
+    }
+    check::labels(&new.labels)?;
+    if new == *node {
+        return Ok(Decision::done(node));
+    }
+    Ok(Plan::about(&node.id).unless_changed(node).replace(new).into())
+}
+
+fn set(labels: &mut Vec<Label>, added: &Label) {
+    match labels.iter_mut().find(|it| it.key == added.key) {
+        Some(found) => found.value.clone_from(&added.value),
+        None => labels.push(added.clone()),
+    }
+}
+
+/// Removes a worker, or a manager that has left Raft. Its keys are never served again.
+pub(super) fn remove(
+    state: &State,
+    request: &RemoveRequest,
+    is_member: impl Fn(u64) -> bool,
+    now_ms: i64,
+) -> Result<Decision, Status> {
+    let node = NODES.find(state, &request.selector)?;
+    if node.role() == Role::Manager && is_member(node.member_id) {
+        return Err(refuse(
+            Code::Unsafe,
+            tonic::Code::FailedPrecondition,
+            format!("manager {} is a member of the cluster's quorum", label(node)),
+            "let it leave first: `bulkhead cluster leave` on its host",
+        ));
+    }
+    if node.role() == Role::Worker && node.status() == NodeStatus::Ready && !request.force {
+        let key = node.id().try_into().map(|id| Key::new(Node::KIND, id));
+        let tasks = key.map_or(0, |key| state.referrers(key, Task::KIND).count());
+        return Err(refuse(
+            Code::InUse,
+            tonic::Code::FailedPrecondition,
+            format!("node {} is ready and has {tasks} tasks", label(node)),
+            format!(
+                "`bulkhead node drain {}` and stop its worker first, or repeat with --force",
+                node.name
+            ),
+        ));
+    }
+    Ok(gone(state, node, now_ms)?.into())
+}
+
+/// Takes an operator's certificates back.
+pub(super) fn revoke(
+    state: &State,
+    operators: &Category<Node>,
+    request: &RemoveRequest,
+    now_ms: i64,
+) -> Result<Decision, Status> {
+    let operator = operators.find(state, &request.selector)?;
+    Ok(gone(state, operator, now_ms)?.into())
+}
+
+/// The record goes, its tasks are lost, and its keys are dead.
+fn gone(state: &State, node: &Node, now_ms: i64) -> Result<Plan, Status> {
+    let id = NodeId::try_from(node.id())
+        .map_err(|error| crate::refusal::internal("holds a malformed node", &error))?;
+    let mut plan = Plan::about(&node.id).unless_changed(node);
+    plan.changes.extend(removal::of_node(state, id, now_ms));
+    for key in &node.keys {
+        plan = plan.with(change::Change::AddTombstone(AddTombstone {
+            tombstone: Some(Tombstone {
+                key_id: key.key_id.clone(),
+                node_id: node.id.clone(),
+                removed_at: now_ms,
+                ..Default::default()
+            }),
+        }));
+    }
+    Ok(plan.delete(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_proto::wire::{Kind, NodeKey};
+
+    use super::super::object::OPERATORS;
+    use super::super::testing::{applied, node, plan, refused, state};
+    use super::*;
+
+    fn with_key(mut object: bulkhead_proto::wire::Object) -> bulkhead_proto::wire::Object {
+        if let Some(bulkhead_proto::wire::object::Object::Node(node)) = &mut object.object {
+            node.set_status(NodeStatus::Ready);
+            node.keys.push(NodeKey {
+                key_id: vec![9; 32],
+                ..Default::default()
+            });
+        }
+        object
+    }
+
+    fn update_of(selector: &str) -> UpdateNodeRequest {
+        UpdateNodeRequest {
+            request_id: vec![5; 16],
+            selector: selector.into(),
+            ..Default::default()
+        }
+    }
+
+    fn removal_of(selector: &str, force: bool) -> RemoveRequest {
+        RemoveRequest {
+            request_id: vec![5; 16],
+            selector: selector.into(),
+            force,
+        }
+    }
+
+    #[test]
+    fn labels_and_availability_change_and_a_retry_changes_nothing() {
+        let mut state = state([node(1, "one", Role::Worker)]);
+        let label = |key: &str, value: &str| Label {
+            key: key.into(),
+            value: value.into(),
+        };
+        let mut request = update_of("one");
+        request.set_availability(Availability::Drain);
+        request.label_add = vec![label("zone", "eu"), label("disk", "ssd")];
+        let decided = plan(update(&state, &request).expect("planned"));
+        applied(&mut state, &request.request_id, decided);
+        let changed = NODES.find(&state, "one").expect("there").clone();
+        assert_eq!(
+            (changed.availability(), changed.labels.len()),
+            (Availability::Drain, 2)
+        );
+        assert!(
+            matches!(update(&state, &request), Ok(Decision::Done { .. })),
+            "a retry"
+        );
+
+        let mut second = update_of("one");
+        second.request_id = vec![6; 16];
+        second.label_rm = vec!["disk".into()];
+        second.label_add = vec![label("zone", "us")];
+        let decided = plan(update(&state, &second).expect("planned"));
+        applied(&mut state, &second.request_id, decided);
+        let changed = NODES.find(&state, "one").expect("there");
+        assert_eq!(changed.labels, [label("zone", "us")]);
+        assert_eq!(changed.availability(), Availability::Drain);
+    }
+
+    #[test]
+    fn what_a_node_cannot_be_told_is_refused() {
+        let state = state([node(1, "boss", Role::Manager)]);
+        let mut request = update_of("boss");
+        request.set_availability(Availability::Drain);
+        let status = update(&state, &request).expect_err("a manager");
+        refused(&status, Code::Invalid, "managers run no tasks", "name a worker");
+        let mut request = update_of("boss");
+        request.label_add = vec![Label {
+            key: "a b".into(),
+            value: String::new(),
+        }];
+        refused(
+            &update(&state, &request).expect_err("a key"),
+            Code::BadField,
+            "labels",
+            "",
+        );
+    }
+
+    #[test]
+    fn a_removed_node_leaves_dead_keys() {
+        let mut state = state([with_key(node(1, "one", Role::Worker))]);
+        let status = remove(&state, &removal_of("one", false), |_| false, 7).expect_err("ready");
+        refused(&status, Code::InUse, "node one", "bulkhead node drain one");
+        let request = removal_of("one", true);
+        let decided = plan(remove(&state, &request, |_| false, 7).expect("planned"));
+        applied(&mut state, &request.request_id, decided);
+        assert!(NODES.find(&state, "one").is_err());
+        let cluster = state.list(Kind::Cluster).next().expect("a cluster");
+        let Some(bulkhead_proto::wire::object::Object::Cluster(cluster)) = &cluster.object else {
+            panic!("a cluster");
+        };
+        assert_eq!(cluster.tombstones[0].key_id, [9; 32]);
+    }
+
+    #[test]
+    fn a_member_of_the_quorum_and_an_operator_are_not_removed_as_nodes() {
+        let state = state([
+            with_key(node(1, "boss", Role::Manager)),
+            node(2, "ops", Role::Operator),
+        ]);
+        let status = remove(&state, &removal_of("boss", true), |_| true, 7).expect_err("a member");
+        refused(&status, Code::Unsafe, "quorum", "cluster leave");
+        assert!(remove(&state, &removal_of("boss", true), |_| false, 7).is_ok());
+        assert!(remove(&state, &removal_of("ops", true), |_| false, 7).is_err());
+        assert!(revoke(&state, &OPERATORS, &removal_of("boss", true), 7).is_err());
+        assert!(revoke(&state, &OPERATORS, &removal_of("ops", false), 7).is_ok());
+    }
+}
