@@ -53,6 +53,6 @@ fn run(config: Config, launcher: Connection) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
         };
-        Ok(program::run(config, launcher, stop).await?)
+        Ok(Box::pin(program::run(config, launcher, stop)).await?)
     })
 }

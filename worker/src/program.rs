@@ -112,7 +112,7 @@ async fn live(
         Some(keep) => (keep, None),
         None => {
             clear(&config, &runtime).await?;
-            uninitialised(&config, &description, standing, &mut commands).await?
+            Box::pin(uninitialised(&config, &description, standing, &mut commands)).await?
         }
     };
     let parts = Parts {
@@ -180,7 +180,7 @@ async fn uninitialised(
                 )))),
                 Some(Command::Join { request, steps }) => {
                     standing.send_replace(Standing::Joining);
-                    if let Some(keep) = enrol(config, description, request, Some(steps.clone())).await? {
+                    if let Some(keep) = Box::pin(enrol(config, description, request, Some(steps.clone()))).await? {
                         return Ok((keep, Some(steps)));
                     }
                 }
@@ -251,7 +251,7 @@ async fn join_by_itself(config: &Config, description: &wire::NodeDescription) ->
                 addresses: config.join.clone(),
                 ..Default::default()
             };
-            if let Some(keep) = enrol(config, description, request, None).await? {
+            if let Some(keep) = Box::pin(enrol(config, description, request, None)).await? {
                 return Ok(keep);
             }
             wait = (wait * 2).min(LONGEST);

@@ -119,7 +119,7 @@ impl WorkerProcess {
             return false;
         };
         (self.wait, self.start_at) = next_start(self.wait, now.saturating_sub(since), now);
-        tracing::warn!(pid, "worker ended; it will be started again");
+        tracing::warn!(pid, "worker ended");
         true
     }
 

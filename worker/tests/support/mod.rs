@@ -113,6 +113,19 @@ impl Session {
         self.down.send(Ok(message)).await.expect("the worker listens");
     }
 
+    /// Gives signs of freshness from now on, as a manager does.
+    pub fn beat(&self) {
+        let down = self.down.clone();
+        tokio::spawn(async move {
+            let beat = || wire::SessionDown {
+                message: Some(Down::Beat(wire::Beat::default())),
+            };
+            while down.send(Ok(beat())).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+    }
+
     /// Whether the worker has gone from this stream.
     pub async fn ended(mut self) {
         soon(async { while let Ok(Some(_)) = self.up.message().await {} }).await;
@@ -169,23 +182,21 @@ impl Session {
         .await
     }
 
-    /// Acknowledges reports until one of this state came; beats meanwhile.
+    /// Acknowledges reports until one of this state came.
     pub async fn until(&mut self, task: &[u8], state: wire::TaskState) -> wire::TaskStatus {
         soon(self.until_ever(task, state)).await
     }
 
     async fn until_ever(&mut self, task: &[u8], state: wire::TaskState) -> wire::TaskStatus {
         loop {
-            let batch = tokio::select! {
-                biased;
-                message = self.up.message() => match message.expect("the stream works").expect("open").message {
-                    Some(Up::Status(batch)) => batch,
-                    _ => continue,
-                },
-                () = tokio::time::sleep(Duration::from_millis(200)) => {
-                    self.say(Down::Beat(wire::Beat::default())).await;
-                    continue;
-                }
+            let message = self
+                .up
+                .message()
+                .await
+                .expect("the stream works")
+                .expect("it is open");
+            let Some(Up::Status(batch)) = message.message else {
+                continue;
             };
             self.say(Down::StatusAck(wire::StatusAck {
                 sequence: batch.sequence,
@@ -295,6 +306,20 @@ impl Manager {
     }
 }
 
+/// Notes the end of a log stream, however it comes.
+struct Closed(mpsc::Sender<wire::LogUp>, u64);
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        let closed = wire::LogUp {
+            stream: self.1,
+            lines: vec![],
+            error: CLOSED.into(),
+        };
+        let _ = self.0.try_send(closed); // a test that is over does not ask
+    }
+}
+
 fn caller<T>(request: &Request<T>) -> Result<(NodeId, KeyId), Status> {
     match request.extensions().get::<ConnectInfo>().map(|info| &info.peer) {
         Some(Peer::Node(certificate)) if certificate.subject().role == Role::Worker => {
@@ -390,8 +415,11 @@ impl Dispatcher for Shared {
     ) -> Result<Response<wire::PushLogsResponse>, Status> {
         caller(&request)?;
         let mut parts = request.into_inner();
+        // A stream that the worker gives up ends this call where it stands.
+        let mut closed = Closed(self.logs.clone(), 0);
         while let Some(part) = parts.next().await {
             let part = part?;
+            closed.1 = part.stream;
             self.logs
                 .send(part)
                 .await
