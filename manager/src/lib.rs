@@ -16,6 +16,8 @@ pub mod proposer;
 pub mod refusal;
 pub mod registry;
 pub mod scheduler;
+#[cfg(test)]
+mod testing;
 pub mod validate;
 pub mod view;
 

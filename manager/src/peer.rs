@@ -25,8 +25,9 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::authz::Principal;
 use crate::ca::renewal::unchanged;
 use crate::ca::request_id;
-use crate::dispatcher::{Sessions, Signs};
+use crate::dispatcher::Sessions;
 use crate::key_ring::KeyRing;
+use crate::leader::Signs;
 use crate::membership::Gate;
 use crate::proposer::{ProposeError, Proposer};
 use crate::refusal::{internal, not_proposed, refuse};
@@ -50,7 +51,7 @@ pub struct Parts {
     /// Logs of workers whose stream ends here.
     pub sessions: Sessions,
     /// What followers report.
-    pub signs: Arc<dyn Signs>,
+    pub signs: Signs,
     /// Who joins and leaves Raft.
     pub gate: Gate,
     /// Time.
@@ -143,9 +144,7 @@ impl Peer for PeerService {
             let node = NodeId::try_from(worker.node_id.as_slice()).ok()?;
             Some((node, Duration::from_millis(worker.age_ms)))
         });
-        self.0
-            .signs
-            .reported(member, ages.collect(), self.0.clock.monotonic());
+        self.0.signs.reported(member, ages, self.0.clock.monotonic());
         Ok(Response::new(LivenessReportResponse {}))
     }
 

@@ -17,7 +17,7 @@ use bulkhead_proto::wire::{
     BlobChunk, FetchBlobRequest, LivenessReport, LogUp, PushLogsResponse, RenewRequest, RenewResponse,
     SessionDown, SessionUp, WorkerAge,
 };
-use bulkhead_proto::{Code, NodeId, limits};
+use bulkhead_proto::{Code, limits};
 use bulkhead_raft::Replica;
 use futures::Stream;
 use futures::stream::BoxStream;
@@ -31,6 +31,7 @@ use crate::authz::Principal;
 use crate::ca::EnrolmentService;
 use crate::freshness::Fresh;
 use crate::key_ring::KeyRing;
+use crate::leader::Signs;
 use crate::peers::Peers;
 use crate::proposer::Proposer;
 use crate::refusal::refuse;
@@ -45,16 +46,6 @@ const DOWN: usize = 16;
 const FIRST_PART: Duration = Duration::from_secs(5);
 /// How often a follower tells the leader of the workers that it hears. A worker's time is five of it.
 const REPORT: Duration = Duration::from_millis(250);
-
-/// Where signs of life go: the leader decides from them who is down.
-pub trait Signs: std::fmt::Debug + Send + Sync + 'static {
-    /// This manager heard of a worker now.
-    fn heard(&self, node: NodeId, now: Duration);
-    /// A follower's whole report.
-    fn reported(&self, member: u64, ages: Vec<(NodeId, Duration)>, now: Duration);
-    /// How long ago this manager heard of each worker.
-    fn ages(&self, now: Duration) -> Vec<(NodeId, Duration)>;
-}
 
 /// What the dispatcher is made of.
 #[derive(Debug)]
@@ -72,7 +63,7 @@ pub struct Parts {
     /// Who is connected.
     pub sessions: Sessions,
     /// Signs of life.
-    pub signs: Arc<dyn Signs>,
+    pub signs: Signs,
     /// Reports of tasks; its [`Committer`] must run.
     pub reports: Reports,
     /// Renews certificates.
@@ -199,7 +190,7 @@ fn unasked() -> Status {
 pub async fn report_liveness(
     replica: Replica,
     peers: Peers,
-    signs: Arc<dyn Signs>,
+    signs: Signs,
     clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {

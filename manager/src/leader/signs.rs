@@ -30,20 +30,6 @@ struct Report {
     heard: BTreeMap<NodeId, Duration>,
 }
 
-impl crate::dispatcher::Signs for Signs {
-    fn heard(&self, node: NodeId, now: Duration) {
-        Signs::heard(self, node, now);
-    }
-
-    fn reported(&self, member: u64, ages: Vec<(NodeId, Duration)>, now: Duration) {
-        Signs::reported(self, member, ages, now);
-    }
-
-    fn ages(&self, now: Duration) -> Vec<(NodeId, Duration)> {
-        Signs::ages(self, now)
-    }
-}
-
 impl Signs {
     /// The worker spoke on a stream that ends here.
     pub fn heard(&self, node: NodeId, now: Duration) {

@@ -173,7 +173,7 @@ impl Member {
             ring: key_ring.clone(),
             registry: registry.clone(),
             sessions: sessions.clone(),
-            signs: Arc::new(signs.clone()),
+            signs: signs.clone(),
             reports,
             enrolment: enrolment.clone(),
             clock: clock.clone(),
@@ -185,7 +185,7 @@ impl Member {
             ring: key_ring.clone(),
             registry: registry.clone(),
             sessions: sessions.clone(),
-            signs: Arc::new(signs.clone()),
+            signs: signs.clone(),
             gate: gate.clone(),
             clock: clock.clone(),
         });
@@ -234,7 +234,7 @@ impl Member {
             dispatcher::report_liveness(
                 replica.clone(),
                 peers.clone(),
-                Arc::new(signs.clone()),
+                signs.clone(),
                 clock.clone(),
                 stop.clone(),
             ),
