@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-PROGRAMS := bulkhead bulkhead-launcher
+PROGRAMS := bulkhead bulkhead-worker bulkhead-launcher
 
 .PHONY: all setup test lint bench-log clean
 
