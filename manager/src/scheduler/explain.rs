@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::constraint::{Attribute, Constraint, Relation};
 use super::filter::{Refusal, refusals};
 use super::{NodeInfo, Request, View};
 
@@ -13,7 +14,8 @@ const SUMMARY_LINES: usize = 8;
 pub struct Explanation {
     /// Nodes that refuse for the same reasons, by name, with those reasons. No reasons: these nodes would take it.
     pub groups: Vec<(Vec<Refusal>, Vec<String>)>,
-    /// The smallest change of the spec that would place it now, where one number is all that is wrong.
+    /// The least that would have to change for it to be placed now. None: some node would take it, or nothing simple
+    /// helps.
     pub nearest_fix: Option<String>,
     /// Whether some node could take it once it is ready, available and empty. If not, waiting is in vain.
     pub ever: bool,
@@ -70,26 +72,106 @@ fn group<'a>(
     groups
 }
 
+/// The least that would have to change for some node to take the task now.
 fn nearest_fix(groups: &[(Vec<Refusal>, Vec<String>)]) -> Option<String> {
+    if groups.is_empty() {
+        return Some(
+            "would fit once a worker has joined: bulkhead cluster ticket create --role worker".to_owned(),
+        );
+    }
     if groups.iter().any(|(reasons, _)| reasons.is_empty()) {
         return None;
     }
-    let only = |pick: fn(&Refusal) -> Option<u64>| {
-        let single = groups.iter().filter_map(|(reasons, _)| match &reasons[..] {
-            [reason] => pick(reason),
-            _ => None,
-        });
-        single.max().filter(|free| *free > 0)
+    let fixes = groups.iter().filter_map(|(reasons, nodes)| {
+        let node = nodes.first()?;
+        let steps: Option<Vec<_>> = reasons.iter().map(|reason| Fix::of(reason, node)).collect();
+        steps
+    });
+    let nearest = fixes.min_by_key(|steps| {
+        let effort: u32 = steps.iter().map(|fix| fix.effort).sum();
+        (effort, std::cmp::Reverse(steps.iter().map(|fix| fix.left).max()))
+    })?;
+    let told = |when: When| {
+        let steps = nearest.iter().filter(|fix| fix.when == when);
+        steps.map(|fix| &fix.text[..]).collect::<Vec<_>>().join(" and ")
     };
-    let memory = only(|reason| match reason {
-        Refusal::Memory { free_bytes, .. } => Some(free_bytes >> 20),
-        _ => None,
-    });
-    let cpu = only(|reason| match reason {
-        Refusal::Cpu { free_millis, .. } => Some(*free_millis),
-        _ => None,
-    });
-    memory
-        .map(|mebibytes| format!("would fit if --reserve-memory <= {mebibytes}MiB"))
-        .or_else(|| cpu.map(|millis| format!("would fit if --reserve-cpu <= {millis}m")))
+    let parts = [("if ", told(When::Asked)), ("after ", told(When::Done))];
+    let parts = parts.iter().filter(|(_, text)| !text.is_empty());
+    let parts: Vec<_> = parts.map(|(word, text)| format!("{word}{text}")).collect();
+    Some(format!("would fit {}", parts.join(", ")))
+}
+
+/// What lifts one refusal.
+struct Fix {
+    when: When,
+    /// Asking for less is nearer than a change of a node, that nearer than a change of what the service is.
+    effort: u32,
+    /// How much is free where less is to be asked for.
+    left: u64,
+    text: String,
+}
+
+/// Whether the service asks for something else, or something is done to a node.
+#[derive(PartialEq)]
+enum When {
+    Asked,
+    Done,
+}
+
+impl Fix {
+    fn of(refusal: &Refusal, node: &str) -> Option<Self> {
+        let (when, effort, left, text) = match refusal {
+            Refusal::Memory { free_bytes, .. } => {
+                let mebibytes = free_bytes >> 20;
+                let text = format!("--reserve-memory <= {mebibytes}MiB");
+                (When::Asked, 1, (mebibytes > 0).then_some(mebibytes)?, text)
+            }
+            Refusal::Cpu { free_millis, .. } => {
+                let text = format!("--reserve-cpu <= {free_millis}m");
+                (When::Asked, 1, (*free_millis > 0).then_some(*free_millis)?, text)
+            }
+            Refusal::Paused | Refusal::Draining => {
+                (When::Done, 2, 0, format!("bulkhead node activate {node}"))
+            }
+            Refusal::Constraint(constraint) => match label_command(constraint, node) {
+                Some(command) => (When::Done, 3, 0, command),
+                None => (
+                    When::Asked,
+                    4,
+                    0,
+                    format!("the constraint {constraint} is dropped"),
+                ),
+            },
+            Refusal::SelfReported(constraint) => {
+                let text = format!("the constraint {constraint} names the node by node.id or a label");
+                (When::Asked, 4, 0, text)
+            }
+            Refusal::HostPort(port) => (
+                When::Asked,
+                4,
+                0,
+                format!("another host port than {port} is published"),
+            ),
+            Refusal::NotReady => (When::Done, 8, 0, format!("the worker of {node} is started")),
+        };
+        Some(Self {
+            when,
+            effort,
+            left,
+            text,
+        })
+    }
+}
+
+/// The command that makes a node satisfy a constraint on a label.
+fn label_command(constraint: &str, node: &str) -> Option<String> {
+    let constraint: Constraint = constraint.parse().ok()?;
+    let Attribute::Label(key) = &constraint.attribute else {
+        return None;
+    };
+    let flag = match constraint.relation {
+        Relation::Equal => format!("--label-add {key}={}", constraint.value),
+        Relation::NotEqual => format!("--label-rm {key}"),
+    };
+    Some(format!("bulkhead node update {node} {flag}"))
 }

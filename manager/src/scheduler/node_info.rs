@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bulkhead_proto::wire;
 
-use super::{Request, View, holds_resources};
+use super::{Request, View, holds_resources, state};
 
 /// A node and what its tasks left of it.
 #[derive(Debug, Clone)]
@@ -18,7 +18,15 @@ pub struct NodeInfo<'a> {
     ports: BTreeMap<u32, BTreeMap<&'a [u8], usize>>,
     per_service: BTreeMap<&'a [u8], usize>,
     tasks: usize,
+    /// Recent ends of each service's tasks that were none of the cluster's asking.
+    failures: BTreeMap<&'a [u8], usize>,
 }
+
+/// So many recent failures of a service on a node make every other node that fits the better one: it may be the
+/// node. Fewer are more likely the program's own.
+const FAILURES: usize = 3;
+/// Failures older than this say nothing any more, in milliseconds.
+const RECENT_MS: i64 = 300_000;
 
 impl<'a> NodeInfo<'a> {
     /// The node with nothing on it.
@@ -31,6 +39,7 @@ impl<'a> NodeInfo<'a> {
             ports: BTreeMap::new(),
             per_service: BTreeMap::new(),
             tasks: 0,
+            failures: BTreeMap::new(),
         }
     }
 
@@ -50,6 +59,22 @@ impl<'a> NodeInfo<'a> {
             }
         }
         infos
+    }
+
+    /// Counts what failed lately on which worker.
+    pub fn note_failures(infos: &mut BTreeMap<&'a [u8], Self>, view: &View<'a>, now_ms: i64) {
+        for &task in &view.tasks {
+            let failed = [wire::TaskState::Failed, wire::TaskState::Rejected]
+                .iter()
+                .any(|failed| state(task) == *failed as i32);
+            let at = task.meta.as_ref().map_or(0, |meta| meta.updated_at);
+            if failed
+                && now_ms.saturating_sub(at) < RECENT_MS
+                && let Some(info) = infos.get_mut(&task.node_id[..])
+            {
+                *info.failures.entry(&task.service_id).or_default() += 1;
+            }
+        }
     }
 
     /// Counts one task more. A node that shrank below what it gave has nothing free, not less than nothing.
@@ -75,9 +100,11 @@ impl<'a> NodeInfo<'a> {
             .is_some_and(|holders| holders.keys().any(|holder| *holder != service))
     }
 
-    /// Less is better: first spread a service's own replicas, then the load, then a tie that every leader breaks alike.
-    pub fn rank(&self, service: &[u8]) -> (usize, usize, &'a [u8]) {
+    /// Less is better: a node where the service keeps failing comes last; then its replicas are spread, then the
+    /// load, then a tie that every leader breaks alike.
+    pub fn rank(&self, service: &[u8]) -> (bool, usize, usize, &'a [u8]) {
         (
+            self.failures.get(service).is_some_and(|count| *count >= FAILURES),
             self.per_service.get(service).copied().unwrap_or(0),
             self.tasks,
             &self.node.id,

@@ -14,6 +14,7 @@ pub const PLACEMENTS_PER_PASS: usize = 256;
 /// Gives a node to each task that wants one, oldest wish first.
 pub fn plan(view: &View<'_>, now_ms: i64) -> Plan {
     let mut infos = NodeInfo::of_workers(view);
+    NodeInfo::note_failures(&mut infos, view, now_ms);
     let mut plan = Plan::default();
     for task in waiting(&view.tasks) {
         if plan.steps.len() == PLACEMENTS_PER_PASS {

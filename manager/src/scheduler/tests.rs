@@ -253,6 +253,143 @@ fn explain_groups_nodes_and_names_the_nearest_fix() {
     assert!(!explanation.ever);
 }
 
+/// What `explain` advises for a service on these nodes.
+#[track_caller]
+fn check_fix(nodes: Vec<wire::Node>, wanted: wire::Service, others: Vec<wire::Task>, fix: Option<&str>) {
+    let world = World {
+        nodes,
+        services: vec![wanted, service(8, 1, &[80])],
+        tasks: others,
+    };
+    let explanation = explain(&world.view(), &Request::new(&[9; 16], spec_of_first(&world)));
+    assert_eq!(explanation.nearest_fix.as_deref(), fix);
+}
+
+#[test]
+fn the_nearest_fix_is_the_least_effort() {
+    let available = |id, memory, availability: wire::Availability| wire::Node {
+        availability: availability.into(),
+        ..node(id, memory)
+    };
+    let down = |id| wire::Node {
+        status: wire::NodeStatus::Down.into(),
+        ..node(id, 900)
+    };
+    let with_constraint = |key: &str, equal| {
+        let mut wanted = service(9, 100, &[]);
+        wanted.versions[0].spec.as_mut().expect("a spec").constraints = vec![wire::Constraint {
+            key: key.into(),
+            equal,
+            value: "eu".into(),
+        }];
+        wanted
+    };
+    let labelled = || wire::Node {
+        labels: vec![wire::Label {
+            key: "zone".into(),
+            value: "eu".into(),
+        }],
+        ..node(1, 400)
+    };
+    let on_node = |task: wire::Task| wire::Task {
+        node_id: vec![1; 16],
+        ..task
+    };
+    let drain = wire::Availability::Drain;
+    let cases = [
+        (vec![node(1, 400)], service(9, 100, &[]), vec![], None),
+        (
+            vec![],
+            service(9, 100, &[]),
+            vec![],
+            Some("would fit once a worker has joined: bulkhead cluster ticket create --role worker"),
+        ),
+        (
+            vec![down(1), available(2, 400, drain)],
+            service(9, 100, &[]),
+            vec![],
+            Some("would fit after bulkhead node activate n2"),
+        ),
+        (
+            vec![down(1), available(2, 50, drain)],
+            service(9, 100, &[]),
+            vec![],
+            Some("would fit if --reserve-memory <= 50MiB, after bulkhead node activate n2"),
+        ),
+        (
+            vec![down(1)],
+            service(9, 100, &[]),
+            vec![],
+            Some("would fit after the worker of n1 is started"),
+        ),
+        (
+            vec![node(1, 400)],
+            with_constraint("node.labels.zone", true),
+            vec![],
+            Some("would fit after bulkhead node update n1 --label-add zone=eu"),
+        ),
+        (
+            vec![labelled()],
+            with_constraint("node.labels.zone", false),
+            vec![],
+            Some("would fit after bulkhead node update n1 --label-rm zone"),
+        ),
+        (
+            vec![node(1, 400)],
+            with_constraint("node.hostname", true),
+            vec![],
+            Some("would fit if the constraint node.hostname==eu is dropped"),
+        ),
+        (
+            vec![node(1, 400)],
+            service(9, 100, &[80]),
+            vec![on_node(pending(8, 1))],
+            Some("would fit if another host port than 80 is published"),
+        ),
+        // Nothing is left of the only node: no number helps.
+        (vec![node(1, 0)], service(9, 100, &[]), vec![], None),
+    ];
+    for (nodes, wanted, others, fix) in cases {
+        check_fix(nodes, wanted, others, fix);
+    }
+}
+
+#[test]
+fn a_node_where_a_service_keeps_failing_comes_last() {
+    let failed = |slot, at| wire::Task {
+        meta: Some(wire::Meta {
+            updated_at: at,
+            ..Default::default()
+        }),
+        node_id: vec![1; 16],
+        desired: wire::DesiredState::Shutdown as i32,
+        status: Some(wire::TaskStatus {
+            state: wire::TaskState::Rejected as i32,
+            ..Default::default()
+        }),
+        ..pending(9, slot)
+    };
+    let world = |failures: u8, at| {
+        let mut tasks: Vec<_> = (10..10 + failures).map(|slot| failed(slot, at)).collect();
+        tasks.push(pending(9, 1));
+        World {
+            nodes: vec![node(1, 400), node(2, 400)],
+            services: vec![service(9, 1, &[])],
+            tasks,
+        }
+    };
+    let placed = |mut world: World| {
+        world.pass();
+        world.nodes_of_tasks().pop().expect("the last one waits")
+    };
+    assert_eq!(placed(world(2, 0)), Some(1));
+    assert_eq!(placed(world(3, 0)), Some(2));
+    assert_eq!(placed(world(3, -300_000)), Some(1), "long ago");
+    let mut alone = world(3, 0);
+    alone.nodes.pop();
+    assert_eq!(placed(alone), Some(1), "better there than nowhere");
+}
+
 #[test]
 fn a_pass_is_bounded_and_the_next_one_goes_on() {
     let mut tasks: Vec<_> = (0..2)
