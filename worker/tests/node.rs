@@ -145,11 +145,23 @@ impl Drop for Node {
         let _ = self.launcher.kill();
         let _ = self.launcher.wait();
         for group in groups(&self.data()) {
-            for entry in fs::read_dir(&group).into_iter().flatten().flatten() {
-                let members = fs::read_to_string(entry.path().join("cgroup.procs")).unwrap_or_default();
+            for task in fs::read_dir(&group)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter(|e| e.path().is_dir())
+            {
+                let members = fs::read_to_string(task.path().join("cgroup.procs")).unwrap_or_default();
                 members
                     .lines()
                     .for_each(|pid| signal(pid.parse().unwrap(), Signal::KILL));
+                // A killed process leaves its group a moment later.
+                for _ in 0..100 {
+                    if fs::remove_dir(task.path()).is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
             let _ = fs::remove_dir(&group);
         }
