@@ -306,3 +306,6 @@ fn names_are(names: &SubjectAlternativeName<'_>, subject: &Subject) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

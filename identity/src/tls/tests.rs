@@ -265,3 +265,76 @@ async fn the_ticket_decides_which_root_is_believed() {
     assert!(matches!(refused, DialError::WrongRoot { .. }), "{refused}");
     assert!(server.recorder.secrets.lock().expect("secrets").is_empty());
 }
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let authority = authority();
+    let server = serve(&authority, credentials(&authority, Role::Manager, 1)).await;
+    // A ClientHello (RFC 5246 §7.4.1.2) with ECDHE-ECDSA-AES128-GCM, P-256 and ECDSA-SHA256, and without the extension
+    // that offers TLS 1.3.
+    let extensions = [[0, 10, 0, 4, 0, 2, 0, 23], [0, 13, 0, 4, 0, 2, 4, 3]].concat();
+    let mut hello = vec![3, 3];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 16]);
+    hello.extend(extensions);
+    let length = u8::try_from(hello.len()).expect("short");
+    let mut record = vec![22, 3, 1, 0, length + 4, 1, 0, 0, length];
+    record.extend(hello);
+    let mut stream = tokio::net::TcpStream::connect(&server.address)
+        .await
+        .expect("a connection");
+    stream.write_all(&record).await.expect("sent");
+    let mut answer = Vec::new();
+    stream
+        .read_to_end(&mut answer)
+        .await
+        .expect("an alert, and the end");
+    assert_eq!(answer, [21, 3, 3, 0, 2, 2, 70], "fatal alert: protocol_version");
+}
+
+#[tokio::test]
+async fn those_who_stall_do_not_keep_others_out() {
+    let authority = authority();
+    let server = serve(&authority, credentials(&authority, Role::Manager, 1)).await;
+    let mut stalled = Vec::new();
+    for _ in 0..bulkhead_proto::limits::HANDSHAKES + 20 {
+        stalled.push(
+            tokio::net::TcpStream::connect(&server.address)
+                .await
+                .expect("a connection"),
+        );
+    }
+    let client = Identity::new(credentials(&authority, Role::Worker, 2)).expect("credentials");
+    let asked = ask(channel(&client, &server.address, manager(1)).expect("an address"));
+    let answer = tokio::time::timeout(bulkhead_proto::limits::HANDSHAKE / 2, asked).await;
+    answer
+        .expect("before any stalled handshake times out")
+        .expect("an answer");
+}
+
+#[tokio::test]
+async fn credentials_swap_while_others_shake_hands() {
+    let authority = authority();
+    let server = serve(&authority, credentials(&authority, Role::Manager, 1)).await;
+    let client = Identity::new(credentials(&authority, Role::Worker, 2)).expect("credentials");
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            let channel = channel(&client, &server.address, manager(1)).expect("an address");
+            tokio::spawn(ask(channel))
+        })
+        .collect();
+    for _ in 0..10 {
+        server
+            .identity
+            .replace(credentials(&authority, Role::Manager, 1))
+            .expect("the same subject");
+        client
+            .replace(credentials(&authority, Role::Worker, 2))
+            .expect("the same subject");
+        tokio::task::yield_now().await;
+    }
+    for call in calls {
+        call.await.expect("no panic").expect("an answer");
+    }
+}
