@@ -4,8 +4,10 @@
 //! It is fresh only for a short time after a question that the leader answered and that it has applied past.
 //! The time counts from when the question was *sent*: the answer says nothing about what was committed later.
 
+mod clocks;
 mod follow;
 
+pub use clocks::Clocks;
 pub use follow::Fresh;
 
 use std::{collections::VecDeque, time::Duration};

@@ -1,5 +1,8 @@
 //! What managers do for each other beside consensus.
 
+#[cfg(test)]
+mod tests;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +29,7 @@ use crate::authz::Principal;
 use crate::ca::renewal::unchanged;
 use crate::ca::request_id;
 use crate::dispatcher::Sessions;
+use crate::freshness::Clocks;
 use crate::key_ring::KeyRing;
 use crate::leader::Signs;
 use crate::membership::Gate;
@@ -60,12 +64,12 @@ pub struct Parts {
 
 /// The gRPC service.
 #[derive(Debug, Clone)]
-pub struct PeerService(Arc<Parts>);
+pub struct PeerService(Arc<Parts>, Arc<Clocks>);
 
 impl PeerService {
     /// Serves the other managers with these parts.
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts))
+        Self(Arc::new(parts), Arc::default())
     }
 
     /// The gRPC service.
@@ -117,7 +121,11 @@ impl Peer for PeerService {
         Ok(Response::new(answer))
     }
 
-    async fn read_index(&self, _: Request<ReadIndexRequest>) -> Result<Response<ReadIndexResponse>, Status> {
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexResponse>, Status> {
+        let (subject, _) = Principal::of(&request)?.node_and_key()?;
         let term = self.0.replica.leadership().borrow().term;
         let index = self.0.replica.read_index().await.map_err(|error| {
             refuse(
@@ -127,11 +135,16 @@ impl Peer for PeerService {
                 "ask the manager that leads",
             )
         })?;
-        Ok(Response::new(ReadIndexResponse {
-            index,
-            now: i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX),
-            term,
-        }))
+        let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
+        let ahead = request.into_inner().now.saturating_sub(now);
+        if let Some(median) = self.1.heard(subject.node, ahead, self.0.clock.monotonic()) {
+            tracing::error!(
+                ahead_ms = median,
+                "this manager's clock is off the others': it hands over; set its clock"
+            );
+            self.0.replica.hand_over(None).await;
+        }
+        Ok(Response::new(ReadIndexResponse { index, now, term }))
     }
 
     async fn report_liveness(

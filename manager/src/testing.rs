@@ -27,6 +27,8 @@ use crate::dispatcher::{self, DispatcherService, Sessions, report_liveness, repo
 use crate::freshness::Fresh;
 use crate::key_ring::{EnvelopeKey, KeyRing};
 use crate::leader::Signs;
+use crate::membership::Gate;
+use crate::peer::{self, PeerService};
 use crate::peers::{Dialer, Peers};
 use crate::proposer::Proposer;
 use crate::registry::Registry;
@@ -184,13 +186,23 @@ impl Manager {
             proposer: proposer.clone(),
             fresh: fresh.clone(),
             ring: ring.clone(),
-            registry,
+            registry: registry.clone(),
             sessions: sessions.clone(),
             signs: signs.clone(),
             reports: handle,
             enrolment: enrolment.clone(),
             clock: clock.clone(),
             entropy,
+        });
+        let peer = PeerService::new(peer::Parts {
+            gate: Gate::new(replica.clone(), proposer.clone()),
+            replica: replica.clone(),
+            proposer: proposer.clone(),
+            ring: ring.clone(),
+            registry,
+            sessions: sessions.clone(),
+            signs: signs.clone(),
+            clock: clock.clone(),
         });
         let manager = Self {
             cluster: born.cluster,
@@ -237,6 +249,7 @@ impl Manager {
             .layer(layer)
             .add_service(enrolment.into_server())
             .add_service(dispatcher.into_server())
+            .add_service(peer.into_server())
             .serve_with_incoming_shutdown(tls::incoming(listener, own), stop.cancelled_owned());
         tokio::spawn(server);
         until(|| fresh.is_fresh()).await;

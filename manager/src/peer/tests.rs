@@ -1,0 +1,126 @@
+use bulkhead_identity::join::{Enrolment, enrol};
+use bulkhead_identity::seam::SystemEntropy;
+use bulkhead_identity::ticket::{Ticket, TicketSecret};
+use bulkhead_proto::wire::peer_client::PeerClient;
+use bulkhead_proto::wire::{NodeDescription, Role as WireRole};
+use bulkhead_proto::{CODE_KEY, MemberId, Role};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::key_ring::{EnvelopeKey, KeyRingError};
+use crate::testing::Manager;
+
+fn transaction(change: impl FnOnce(&mut Transaction)) -> Vec<u8> {
+    let mut transaction = Transaction {
+        level: 1,
+        request_id: vec![1; 16],
+        actor: "operator/x".into(),
+        ..Default::default()
+    };
+    change(&mut transaction);
+    transaction.encode_to_vec()
+}
+
+#[test]
+fn only_what_a_client_asked_for_is_forwarded() {
+    assert_eq!(check_forwarded(&transaction(|_| {})), Ok(()));
+    let refused = [
+        transaction(|it| it.term = 3),
+        transaction(|it| it.level = 0),
+        transaction(|it| it.level = 99),
+        transaction(|it| it.actor.clear()),
+        transaction(|it| it.request_id.clear()),
+        transaction(|it| it.actor = "x".repeat(limits::TRANSACTION_BYTES)),
+        vec![0xff; 10],
+    ];
+    for bytes in refused {
+        assert!(check_forwarded(&bytes).is_err());
+    }
+}
+
+/// A manager that joins as the program does, over TLS, by a ticket.
+async fn joined(manager: &Manager, role: WireRole) -> bulkhead_identity::join::Enrolled {
+    let secret = manager.ticket(role, 1).await;
+    let secret = TicketSecret::from_wire(&secret).expect("its length");
+    let root = &manager.bundle.ders()[0];
+    let request = Enrolment {
+        ticket: Ticket::new(root, secret),
+        addresses: vec![manager.address.clone()],
+        role: Role::Manager,
+        description: NodeDescription {
+            level: 1,
+            ..Default::default()
+        },
+        advertise: "127.0.0.1:7443".into(),
+        name: "manager-2".into(),
+    };
+    let (steps, mut read) = mpsc::channel(64);
+    let drain = async { while read.recv().await.is_some() {} };
+    let (enrolled, ()) = tokio::join!(enrol(request, &*manager.clock, steps), drain);
+    enrolled.expect("admitted")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joining_manager_gets_the_key_ring_for_its_own_key_and_no_other() {
+    let manager = Manager::start().await;
+    let enrolled = joined(&manager, WireRole::Manager).await;
+    assert!(enrolled.member.is_some_and(|it| it > MemberId(1)));
+    let identity = bulkhead_identity::Identity::new(enrolled.credentials).expect("its own");
+    let node = identity.subject().node;
+    let envelope = EnvelopeKey::generate(&SystemEntropy).expect("random");
+    let public = envelope.public().to_vec();
+    let ring = KeyRing::new(node, envelope, Arc::new(SystemEntropy));
+    let cluster = |manager: &Manager| view::cluster(&manager.replica.state()).expect("begun").clone();
+    assert_eq!(ring.newest(&cluster(&manager)), Err(KeyRingError::NoEnvelope(1)));
+
+    let mut client = PeerClient::new(manager.channel(&identity));
+    let register = |public_key: &[u8], n: u8| RegisterEnvelopeKeyRequest {
+        public_key: public_key.to_vec(),
+        request_id: vec![n; 16],
+    };
+    for n in [1, 1, 2] {
+        let answer = client.register_envelope_key(register(&public, n)).await;
+        assert!(answer.expect("its own key").into_inner().index > 0);
+    }
+    let opened = cluster(&manager);
+    assert_eq!(ring.newest(&opened), Ok(1));
+    let sealed = opened.root_key.as_ref().expect("sealed");
+    let place = Key::new(Kind::Cluster, opened.id.as_slice().try_into().expect("an id"));
+    assert!(ring.open(&opened, place, sealed).is_ok());
+
+    let other = client
+        .register_envelope_key(register(&[9; 32], 3))
+        .await
+        .expect_err("another key");
+    let code = other.metadata().get(CODE_KEY).and_then(|it| it.to_str().ok());
+    assert_eq!(
+        (other.code(), code),
+        (tonic::Code::PermissionDenied, Some(Code::Denied.as_str()))
+    );
+
+    // A plan of its own controllers is no client's transaction.
+    let forged = ForwardRequest {
+        transaction: transaction(|it| it.term = 1).into(),
+    };
+    let refused = client.forward(forged).await.expect_err("a controller's");
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    let forwarded = ForwardRequest {
+        transaction: transaction(|_| {}).into(),
+    };
+    let outcome = client
+        .forward(forwarded)
+        .await
+        .expect("taken")
+        .into_inner()
+        .outcome;
+    assert_eq!(outcome.expect("this one leads").rejection, None);
+    assert!(
+        client
+            .read_index(ReadIndexRequest::default())
+            .await
+            .expect("it leads")
+            .into_inner()
+            .index
+            > 1
+    );
+}
