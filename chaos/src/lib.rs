@@ -1,2 +1,6 @@
-//! Fault injection and checking. Nothing stands here yet; the simulated disk that it will build on is
-//! `bulkhead_raft::file_system::SimFileSystem`.
+//! Fault injection and checking.
+//!
+//! [`sim`] is the first of three levels: a whole cluster of real replicas, with their real log store, in one thread, where
+//! one seed decides every delay, fault and election. The live levels come beside it.
+
+pub mod sim;

@@ -3,6 +3,8 @@
 //! Consensus draws only election timeouts. Each replica's tasks run in a scope with its own seed ([`seeded`]): drawn
 //! from the entropy seam in production, derived from the run's seed in a simulation, so that a run can be repeated.
 
+pub mod watch;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -40,7 +42,7 @@ fn mix(seed: u64, gamma: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Tokio, with seeded random numbers. Everything else is openraft's own binding.
+/// Tokio, with seeded random numbers and watches that wake in order. Everything else is openraft's own binding.
 #[derive(Debug)]
 pub struct Runtime(TokioRuntime);
 
@@ -53,7 +55,7 @@ impl AsyncRuntime for Runtime {
     type Timeout<R, T: Future<Output = R> + Send> = <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
     type ThreadLocalRng = SmallRng;
     type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
-    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Watch = watch::OrderedWatch;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
     type Mutex<T: Send + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
 

@@ -1,0 +1,162 @@
+//! What clients do meanwhile: write, write conditionally, read; and note what each was told.
+
+use std::time::Duration;
+
+use bulkhead_proto::wire::{
+    Change, Kind, Object, Outcome, Precondition, Secret, Transaction, VersionIs, change::Change as Step,
+    object::Object as Any, precondition::Precondition as Condition,
+};
+use bulkhead_raft::state::{Key, State};
+use bulkhead_raft::{ProposeError, Replica};
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::time::{sleep, timeout};
+
+use super::cluster::Live;
+use super::dice::Dice;
+use super::record::{Id, Record};
+
+/// The objects that conditional writes contend for.
+const REGISTERS: u64 = 2;
+
+fn id(client: u64, number: u64) -> Id {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&client.to_be_bytes());
+    id[8..].copy_from_slice(&number.to_be_bytes());
+    id
+}
+
+fn register(number: u64) -> Id {
+    id(u64::MAX, number)
+}
+
+fn secret(id: Id, size: u32) -> Object {
+    let name = id.iter().map(|byte| format!("{byte:02x}")).collect();
+    Object {
+        object: Some(Any::Secret(Secret {
+            id: id.to_vec(),
+            name,
+            size,
+            ..Default::default()
+        })),
+    }
+}
+
+fn transaction(request: Id, preconditions: Vec<Precondition>, step: Step) -> Bytes {
+    let transaction = Transaction {
+        level: 1,
+        request_id: request.to_vec(),
+        preconditions,
+        changes: vec![Change { change: Some(step) }],
+        ..Default::default()
+    };
+    transaction.encode_to_vec().into()
+}
+
+fn version(state: &State, id: Id) -> Option<u64> {
+    match state.get(Key::new(Kind::Secret, id))?.object.as_ref()? {
+        Any::Secret(secret) => secret.meta.as_ref().map(|meta| meta.version),
+        _ => None,
+    }
+}
+
+/// As `Replica::wait_applied`, at fixed times: several that wait on one watch wake in no fixed order.
+async fn applied(replica: &Replica, index: u64) {
+    while replica.state().index() < index {
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// One client. It goes on until its task is aborted.
+pub(super) struct Client {
+    pub(super) number: u64,
+    pub(super) dice: Dice,
+    pub(super) live: Live,
+    pub(super) record: Record,
+    pub(super) written: u64,
+}
+
+impl Client {
+    pub(super) async fn run(mut self) {
+        loop {
+            sleep(self.dice.micros(2_000, 60_000)).await;
+            let Some((member, replica)) = self.somebody() else {
+                continue;
+            };
+            match self.dice.below(10) {
+                0 => self.read(member, &replica).await,
+                1 | 2 => self.swap(&replica).await,
+                _ => drop(self.write(&replica).await),
+            }
+        }
+    }
+
+    /// Mostly the leader; sometimes anybody, as after a change of leaders.
+    fn somebody(&self) -> Option<(u64, Replica)> {
+        let leader = self.live.leader();
+        if leader.is_some() && !self.dice.percent(10) {
+            return leader;
+        }
+        let member = self.dice.pick(&self.live.members())?;
+        Some((member, self.live.get(member)?))
+    }
+
+    /// Creates an object of its own; gives its index where it was acknowledged.
+    pub(super) async fn write(&mut self, replica: &Replica) -> Option<u64> {
+        self.written += 1;
+        let id = id(self.number, self.written);
+        let bytes = transaction(id, Vec::new(), Step::Create(secret(id, 0)));
+        let asked = replica.propose(bytes).await;
+        let told = (self.number, self.written);
+        match asked {
+            Ok(Outcome {
+                index,
+                rejection: None,
+            }) => {
+                self.record.note(format_args!("write {told:?} is at {index}"));
+                self.record.accepted(id, index);
+                return Some(index);
+            }
+            // Nobody else creates it.
+            Ok(outcome) => self
+                .record
+                .violation(format_args!("write {told:?} got {outcome:?}")),
+            Err(ProposeError::Unknown | ProposeError::Stopped) => {
+                self.record.count(|counts| counts.unknown += 1);
+            }
+            Err(_) => self.record.refused(id),
+        }
+        None
+    }
+
+    /// Replaces a register on the condition that nobody did since.
+    async fn swap(&mut self, replica: &Replica) {
+        let register = register(self.dice.below(2) as u64 % REGISTERS);
+        self.written += 1;
+        let request = id(self.number, self.written);
+        let Some(version) = version(&replica.state(), register) else {
+            let create = transaction(request, Vec::new(), Step::Create(secret(register, 0)));
+            let _somebody_creates_it = replica.propose(create).await;
+            return;
+        };
+        let object = Some(Key::new(Kind::Secret, register).to_wire());
+        let unchanged = Precondition {
+            precondition: Some(Condition::VersionIs(VersionIs { object, version })),
+        };
+        let bytes = transaction(request, vec![unchanged], Step::Replace(secret(register, 1)));
+        if let Ok(Outcome { rejection: None, .. }) = replica.propose(bytes).await {
+            self.record.swapped(register, version);
+        }
+    }
+
+    async fn read(&self, member: u64, replica: &Replica) {
+        let newest = self.record.newest();
+        let Ok(index) = replica.read_index().await else {
+            return;
+        };
+        let applied = timeout(Duration::from_secs(2), applied(replica, index)).await;
+        if applied.is_ok() {
+            self.record.read(member, newest, index, &replica.state());
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The core simulation: real replicas over real log stores, on simulated disks and a simulated network, in one thread with
+//! a paused clock. One seed decides everything, so a failure can be run again.
+//!
+//! First everything goes wrong, and nothing that was acknowledged may be lost or contradicted; then the faults stop, and
+//! the cluster must serve again within seconds.
+
+mod client;
+mod cluster;
+mod dice;
+mod nemesis;
+mod network;
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use client::Client;
+use cluster::Cluster;
+use dice::Dice;
+use nemesis::{Nemesis, heal};
+use record::Record;
+pub use record::{Counts, Report};
+
+/// What a run is like. [`Plan::of`] derives one from a seed.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Decides everything.
+    pub seed: u64,
+    /// Managers.
+    pub members: u64,
+    /// Clients.
+    pub clients: u64,
+    /// How long things go wrong, in simulated time.
+    pub trouble: Duration,
+    /// A snapshot after this many entries.
+    pub snapshot_every: u64,
+    /// Entries kept below a snapshot.
+    pub keep: u64,
+    /// The slowest flush of a disk, in microseconds.
+    pub flush_micros: u64,
+    /// Whether each message on the network is recorded, too.
+    pub every_message: bool,
+}
+
+impl Plan {
+    /// The plan of a seed: three managers or five, snapshots often or rarely, disks fast or slow.
+    pub fn of(seed: u64) -> Self {
+        let dice = Dice::new(seed, 0);
+        Self {
+            seed,
+            members: if dice.percent(30) { 5 } else { 3 },
+            clients: 3,
+            trouble: Duration::from_secs(3),
+            snapshot_every: if dice.percent(50) { 40 } else { 400 },
+            keep: 20,
+            flush_micros: if dice.percent(20) { 30_000 } else { 3_000 },
+            every_message: false,
+        }
+    }
+}
+
+/// Runs a plan from beginning to end.
+pub fn run(plan: Plan) -> Report {
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O needs nothing of the system");
+    runtime.block_on(bulkhead_raft::runtime::seeded(plan.seed, simulate(plan)))
+}
+
+async fn simulate(plan: Plan) -> Report {
+    let record = Record::new(plan.every_message);
+    let seed = plan.seed;
+    let mut cluster = Cluster::new(plan.clone(), record.clone());
+    cluster.found().await;
+    if !record.violated() {
+        let clients = clients(&plan, &cluster, &record);
+        trouble(&plan, &mut cluster, &record).await;
+        recover(&plan, &mut cluster, &record).await;
+        for client in clients {
+            client.abort();
+            let _cancelled = client.await;
+        }
+        agree(&cluster, &record).await;
+    }
+    for id in cluster.live.members() {
+        cluster.stop(id, cluster::Ending::Killed).await;
+    }
+    record.report(seed)
+}
+
+fn clients(plan: &Plan, cluster: &Cluster, record: &Record) -> Vec<JoinHandle<()>> {
+    let client = |number| Client {
+        number,
+        dice: Dice::new(plan.seed, 100 + number),
+        live: cluster.live.clone(),
+        record: record.clone(),
+        written: 0,
+    };
+    (1..=plan.clients)
+        .map(|number| tokio::spawn(client(number).run()))
+        .collect()
+}
+
+/// Things go wrong.
+async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
+    let nemesis = Nemesis {
+        dice: Dice::new(plan.seed, 5),
+        record: record.clone(),
+        members: plan.members,
+    };
+    let over = Instant::now() + plan.trouble;
+    while Instant::now() < over && !record.violated() {
+        sleep(nemesis.dice.micros(50_000, 700_000)).await;
+        nemesis.strike(cluster).await;
+    }
+}
+
+/// Everything works again; a write must be served within ten seconds.
+async fn recover(plan: &Plan, cluster: &mut Cluster, record: &Record) {
+    heal(cluster, plan.members);
+    record.note("all is well again");
+    for id in cluster.down() {
+        cluster.restart(id).await;
+    }
+    let mut client = Client {
+        number: 1_000,
+        dice: Dice::new(plan.seed, 6),
+        live: cluster.live.clone(),
+        record: record.clone(),
+        written: 0,
+    };
+    let served = timeout(Duration::from_secs(10), async {
+        loop {
+            if let Some((_, leader)) = client.live.leader()
+                && client.write(&leader).await.is_some()
+            {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    if served.await.is_err() {
+        let members: Vec<_> = cluster
+            .live
+            .members()
+            .into_iter()
+            .filter_map(|id| Some((id, cluster.live.get(id)?.members())))
+            .collect();
+        record.violation(format_args!(
+            "no write was served after everything healed: {members:?}"
+        ));
+    }
+}
+
+/// All replicas come to one state, and it holds the history.
+async fn agree(cluster: &Cluster, record: &Record) {
+    let replicas: Vec<_> = cluster
+        .live
+        .members()
+        .into_iter()
+        .filter_map(|id| cluster.live.get(id))
+        .collect();
+    let agreed = timeout(Duration::from_secs(20), async {
+        loop {
+            let last = replicas.iter().filter_map(|it| it.members().last_log).max();
+            let states: Vec<_> = replicas.iter().map(bulkhead_raft::Replica::state).collect();
+            if states.iter().all(|state| Some(state.index()) == last) {
+                return states;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let Ok(states) = agreed.await else {
+        let at: Vec<_> = replicas
+            .iter()
+            .map(|it| (it.member(), it.state().index(), it.members()))
+            .collect();
+        return record.violation(format_args!("the replicas did not come to one state: {at:?}"));
+    };
+    for (replica, state) in replicas.iter().zip(states) {
+        record.state(replica.member(), &state);
+        record.check_history(replica.member(), &state);
+    }
+}

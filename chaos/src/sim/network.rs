@@ -1,0 +1,334 @@
+//! A network in memory: seeded delays, partitions, and members that are gone.
+//!
+//! It behaves like connections do: what one stream carries stays in order, what is lost comes late (as retransmission
+//! makes it), and across a cut nothing comes at all, until the caller's deadline.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::{Future, pending};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bulkhead_raft::state::{Decoder, State, chunks};
+use bulkhead_raft::transport::InFlight;
+use bulkhead_raft::{Member, Raft, Snapshot, TypeConfig, Vote};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt as _, stream};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, VoteRequest, VoteResponse,
+};
+use tokio::time::{sleep, timeout};
+
+use super::dice::Dice;
+use super::record::Record;
+
+/// How fast the network is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weather {
+    /// Delay of a message, in microseconds.
+    pub(super) delay: (u64, u64),
+    /// Messages in a hundred that have to be sent again.
+    pub(super) loss: usize,
+}
+
+/// A good day: a few hundred microseconds.
+pub(super) const CALM: Weather = Weather {
+    delay: (100, 900),
+    loss: 0,
+};
+
+/// A program's life: after a restart the same member is another end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct End {
+    pub(super) member: u64,
+    pub(super) life: u64,
+}
+
+#[derive(Debug)]
+struct Wires {
+    plugged: BTreeMap<u64, (u64, Raft)>,
+    /// From, to: nothing comes through.
+    cut: BTreeSet<(u64, u64)>,
+    weather: Weather,
+}
+
+/// The network. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(super) struct Switch {
+    wires: Arc<Mutex<Wires>>,
+    dice: Dice,
+    record: Record,
+}
+
+impl Switch {
+    pub(super) fn new(dice: Dice, record: Record) -> Self {
+        let wires = Wires {
+            plugged: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            weather: CALM,
+        };
+        Self {
+            wires: Arc::new(Mutex::new(wires)),
+            dice,
+            record,
+        }
+    }
+
+    fn wires(&self) -> MutexGuard<'_, Wires> {
+        self.wires.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn plug(&self, end: End, raft: Raft) {
+        self.wires().plugged.insert(end.member, (end.life, raft));
+    }
+
+    pub(super) fn unplug(&self, end: End) {
+        let mut wires = self.wires();
+        if wires
+            .plugged
+            .get(&end.member)
+            .is_some_and(|(life, _)| *life == end.life)
+        {
+            wires.plugged.remove(&end.member);
+        }
+    }
+
+    pub(super) fn cut(&self, pairs: impl IntoIterator<Item = (u64, u64)>) {
+        self.wires().cut = pairs.into_iter().collect();
+    }
+
+    pub(super) fn set_weather(&self, weather: Weather) {
+        self.wires().weather = weather;
+    }
+
+    /// One message from an end to a member: resolves when it arrives, or never. A dead end sends nothing.
+    async fn hop(&self, from: End, to: u64) {
+        let alive = self
+            .wires()
+            .plugged
+            .get(&from.member)
+            .is_some_and(|(life, _)| *life == from.life);
+        if !alive {
+            pending::<()>().await;
+        }
+        let weather = self.wires().weather;
+        let mut delay = self.dice.micros(weather.delay.0, weather.delay.1);
+        while self.dice.percent(weather.loss) {
+            delay += Duration::from_millis(200); // retransmission
+        }
+        self.record
+            .trace(|| format!("m{} to m{to} takes {delay:?}", from.member));
+        sleep(delay).await;
+        if self.wires().cut.contains(&(from.member, to)) {
+            pending::<()>().await;
+        }
+    }
+
+    fn raft(&self, member: u64) -> Option<(u64, Raft)> {
+        self.wires().plugged.get(&member).cloned()
+    }
+}
+
+/// The network as one end sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Port {
+    pub(super) switch: Switch,
+    pub(super) me: End,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Port {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, _member: &Member) -> Link {
+        Link {
+            port: self.clone(),
+            target,
+        }
+    }
+}
+
+type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
+
+fn unreachable(why: &str) -> RPCError<TypeConfig> {
+    Unreachable::from_string(why).into()
+}
+
+/// From one end to one member.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    port: Port,
+    target: u64,
+}
+
+impl Link {
+    async fn there(&self) {
+        self.port.switch.hop(self.port.me, self.target).await;
+    }
+
+    async fn back(&self, life: u64) {
+        let from = End {
+            member: self.target,
+            life,
+        };
+        self.port.switch.hop(from, self.port.me.member).await;
+    }
+
+    /// Goes there; a member that is not up refuses the connection.
+    async fn reach(&self) -> RpcResult<(u64, Raft)> {
+        self.there().await;
+        self.port
+            .switch
+            .raft(self.target)
+            .ok_or_else(|| unreachable("nobody listens"))
+    }
+
+    /// One question, one answer, one deadline.
+    async fn ask<T, E>(
+        &self,
+        limit: Duration,
+        question: impl AsyncFnOnce(Raft) -> Result<T, E>,
+    ) -> RpcResult<T> {
+        let asked = timeout(limit, async {
+            let (life, raft) = self.reach().await?;
+            let answer = question(raft)
+                .await
+                .map_err(|_| unreachable("the replica stopped"))?;
+            self.back(life).await;
+            Ok(answer)
+        });
+        asked
+            .await
+            .unwrap_or_else(|_| Err(unreachable("no answer in time")))
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = State;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<AppendEntriesResponse<TypeConfig>> {
+        self.ask(option.hard_ttl(), async |raft: Raft| {
+            raft.append_entries(request).await
+        })
+        .await
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, RpcResult<BoxStream<'s, RpcResult<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let in_flight = Arc::new(InFlight::default());
+            let connected = timeout(Duration::from_secs(1), self.reach());
+            let (life, raft) = connected
+                .await
+                .map_err(|_| unreachable("no connection in time"))??;
+            let (link, sent) = (self.clone(), in_flight.clone());
+            let requests = input.then(move |request| {
+                sent.send();
+                let link = link.clone();
+                async move {
+                    link.there().await;
+                    request
+                }
+            });
+            let link = self.clone();
+            let answers = raft.stream_append(requests).then(move |answer| {
+                let link = link.clone();
+                async move {
+                    link.back(life).await;
+                    answer
+                }
+            });
+            let state = Some((answers.boxed(), in_flight));
+            let answers = stream::unfold(state, |state| async move {
+                let (mut answers, in_flight) = state?;
+                let answer = tokio::select! {
+                    biased;
+                    answer = answers.next() => answer?,
+                    () = in_flight.overdue() => return Some((Err(unreachable("no answer in time")), None)),
+                };
+                in_flight.answer();
+                let answer = answer.map_err(|_| unreachable("the replica stopped"));
+                let more = matches!(answer, Ok(Ok(_))).then_some((answers, in_flight));
+                Some((answer, more))
+            });
+            Ok(answers.boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<VoteResponse<TypeConfig>> {
+        self.ask(option.hard_ttl(), async |raft: Raft| raft.vote(request).await)
+            .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<VoteResponse<TypeConfig>> {
+        self.ask(option.hard_ttl(), async |raft: Raft| raft.pre_vote(request).await)
+            .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let record = self.port.switch.record.clone();
+        let install = self.ask(option.hard_ttl(), async |raft: Raft| {
+            // As on the wire: chunks, decoded at the other side.
+            let mut parts = chunks(&snapshot.snapshot);
+            let mut decoder = Decoder::new(&parts.next().expect("a header")).expect("its own header");
+            for part in parts {
+                decoder.push(&part).expect("its own chunk");
+            }
+            let state = decoder.finish().expect("whole");
+            record.count(|counts| counts.snapshots_sent += 1);
+            let meta = snapshot.meta;
+            raft.install_full_snapshot(
+                vote,
+                Snapshot {
+                    meta,
+                    snapshot: state,
+                },
+            )
+            .await
+        });
+        let (mut install, mut cancel) = (pin!(install), pin!(cancel));
+        tokio::select! {
+            biased;
+            installed = &mut install => Ok(installed?),
+            closed = &mut cancel => Err(closed.into()),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> RpcResult<Result<(), TransferLeaderError<TypeConfig>>> {
+        self.ask(option.hard_ttl(), async |raft: Raft| {
+            raft.handle_transfer_leader(request).await
+        })
+        .await
+    }
+}

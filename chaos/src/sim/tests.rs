@@ -1,0 +1,123 @@
+//! Runs of many seeds, and the rules of the record itself.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::{Counts, Plan, run};
+
+/// Seeds of an ordinary test run; `BULKHEAD_SEEDS=from..to` runs others.
+const SEEDS: u64 = 200;
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the one setting of a test run, read by the test alone"
+)]
+fn seeds() -> std::ops::Range<u64> {
+    let asked = std::env::var("BULKHEAD_SEEDS").ok();
+    match asked.as_deref().and_then(|range| range.split_once("..")) {
+        Some((from, to)) => from.parse().expect("a number")..to.parse().expect("a number"),
+        None => 0..SEEDS,
+    }
+}
+
+#[test]
+fn no_seed_breaks_a_rule_and_together_they_try_every_fault() {
+    let (seeds, total) = (seeds(), Mutex::new(Counts::default()));
+    let next = AtomicU64::new(seeds.start);
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(4) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let report = run(Plan::of(seed));
+                    total.lock().expect("nobody panics").add(&report.counts);
+                    if !report.violations.is_empty() {
+                        eprintln!("{}", report.explain());
+                        failures.lock().expect("nobody panics").push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("nobody panics");
+    assert!(failures.is_empty(), "seeds failed: {failures:?}");
+    let total = total.into_inner().expect("nobody panics");
+    println!("{total:?}");
+    // A set of runs without its faults proves nothing.
+    let runs = seeds.end - seeds.start;
+    let Counts {
+        accepted,
+        refused,
+        unknown,
+        reads,
+        swaps,
+        kills,
+        power_losses,
+        disk_failures,
+        partitions,
+        snapshots_sent,
+        hand_overs,
+        terms,
+    } = total;
+    for (what, count, least) in [
+        ("acknowledged writes", accepted, 20 * runs),
+        ("refused writes", refused, runs / 2),
+        ("unknown writes", unknown, runs / 4),
+        ("reads", reads, runs / 2),
+        ("conditional writes", swaps, 2 * runs),
+        ("kills", kills, runs / 2),
+        ("power losses", power_losses, runs / 2),
+        ("disk failures", disk_failures, runs / 20),
+        ("partitions", partitions, runs / 2),
+        ("snapshots sent", snapshots_sent, runs / 20),
+        ("hand-overs", hand_overs, runs / 10),
+        ("terms", terms, 2 * runs),
+    ] {
+        assert!(count >= least, "{what}: {count}, wanted {least}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    for seed in [1, 2, 3] {
+        let plan = || Plan {
+            every_message: true,
+            ..Plan::of(seed)
+        };
+        let (one, other) = (run(plan()), run(plan()));
+        let differs = one
+            .lines
+            .iter()
+            .zip(&other.lines)
+            .position(|(one, other)| one != other);
+        assert_eq!(
+            (one.digest, differs.map(|at| (&one.lines[at], &other.lines[at]))),
+            (other.digest, None),
+            "seed {seed}"
+        );
+    }
+    assert_ne!(run(Plan::of(1)).digest, run(Plan::of(2)).digest);
+}
+
+/// The recipe of openraft#2116: sustained writes and frequent snapshots, while applying lags behind. With what production
+/// keeps below a snapshot, purging never overtakes it.
+#[test]
+fn purging_under_load_never_overtakes_applying() {
+    for seed in 0..4 {
+        let report = run(Plan {
+            clients: 60,
+            snapshot_every: 60,
+            keep: 120,
+            flush_micros: 20_000,
+            trouble: Duration::from_secs(6),
+            ..Plan::of(seed)
+        });
+        assert!(report.violations.is_empty(), "{}", report.explain());
+        assert!(report.counts.accepted > 1_000, "{:?}", report.counts);
+    }
+}
