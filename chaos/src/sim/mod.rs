@@ -43,6 +43,8 @@ pub struct Plan {
     pub keep: u64,
     /// The slowest flush of a disk, in microseconds.
     pub flush_micros: u64,
+    /// Whether anything goes wrong; without, it is load alone.
+    pub faults: bool,
     /// Whether each message on the network is recorded, too.
     pub every_message: bool,
 }
@@ -59,6 +61,7 @@ impl Plan {
             snapshot_every: if dice.percent(50) { 40 } else { 400 },
             keep: 20,
             flush_micros: if dice.percent(20) { 30_000 } else { 3_000 },
+            faults: true,
             every_message: false,
         }
     }
@@ -118,7 +121,9 @@ async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
     let over = Instant::now() + plan.trouble;
     while Instant::now() < over && !record.violated() {
         sleep(nemesis.dice.micros(50_000, 700_000)).await;
-        nemesis.strike(cluster).await;
+        if plan.faults {
+            nemesis.strike(cluster).await;
+        }
     }
 }
 
