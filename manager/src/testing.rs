@@ -268,12 +268,17 @@ impl Manager {
 
     /// A node that was admitted before, and its key.
     pub(crate) async fn admitted(&self, role: Role, name: &str) -> Identity {
+        self.admitted_for(role, name, Duration::from_secs(3_600)).await
+    }
+
+    /// The same, with a certificate that ends after so long.
+    pub(crate) async fn admitted_for(&self, role: Role, name: &str, validity: Duration) -> Identity {
         let (key, public) = key();
         let node = NodeId::from_bytes(random());
         let state = self.replica.state();
         let cluster = view::cluster(&state).expect("begun");
         let now = i64::try_from(self.clock.wall_millis()).expect("this age");
-        let validity = Validity::from_now(now, Duration::from_secs(3_600));
+        let validity = Validity::from_now(now, validity);
         let signed = Ca::new(self.ring.clone())
             .issue(cluster, node, role, &public, validity)
             .expect("signed");

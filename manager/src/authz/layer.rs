@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bulkhead_identity::seam::Clock;
 use bulkhead_identity::{ConnectInfo, Peer};
@@ -98,7 +99,11 @@ where
                 Ok(principal) => principal,
                 Err(status) => return Ok(status.into_http()),
             };
-            let ends = method.and_then(|method| parts.ends(method, &principal));
+            let peer = request
+                .extensions()
+                .get::<ConnectInfo>()
+                .map(|it| it.peer.clone());
+            let ends = method.and_then(|method| parts.ends(method, &principal, peer));
             request.extensions_mut().insert(principal);
             let answer = ready.call(request).await?;
             Ok(match ends {
@@ -181,12 +186,18 @@ impl Parts {
     }
 
     /// When the right to an open stream ends; never where no list decides.
-    fn ends(&self, method: Method, principal: &Principal) -> Option<BoxFuture<'static, Status>> {
+    fn ends(
+        &self,
+        method: Method,
+        principal: &Principal,
+        peer: Option<Peer>,
+    ) -> Option<BoxFuture<'static, Status>> {
         if method.standing() != Standing::Listed {
             return None;
         }
         let (fresh, listing, caller) = (self.fresh.clone(), self.listing.clone(), principal.caller);
         let key = principal.subject.zip(principal.key_id);
+        let clock = self.clock.clone();
         Some(
             async move {
                 let removed = async {
@@ -201,11 +212,38 @@ impl Parts {
                         tracing::info!(target: "audit", %caller, "stream closed: its key was removed");
                         denied(caller)
                     }
+                    () = expired(&*clock, peer) => {
+                        tracing::info!(target: "audit", %caller, "stream closed: its certificate expired");
+                        refuse(
+                            Code::CertificateTime,
+                            tonic::Code::PermissionDenied,
+                            "the certificate of this connection expired",
+                            "connect again with a renewed one",
+                        )
+                    }
                     () = ended(&fresh) => stale(),
                 }
             }
             .boxed(),
         )
+    }
+}
+
+/// How often an open stream's certificate is held against the clock, which may be set meanwhile.
+const EXPIRY_CHECK: Duration = Duration::from_secs(10);
+
+/// Resolves once the caller's certificate is over.
+async fn expired(clock: &dyn Clock, peer: Option<Peer>) {
+    let Some(Peer::Node(certificate)) = peer else {
+        return std::future::pending().await;
+    };
+    loop {
+        let now = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
+        let left = certificate.not_after_ms().saturating_sub(now);
+        let Ok(left @ 1..) = u64::try_from(left) else {
+            return;
+        };
+        sleep(Duration::from_millis(left).min(EXPIRY_CHECK)).await;
     }
 }
 

@@ -581,3 +581,18 @@ async fn a_session_ends_when_its_key_is_removed_or_a_newer_one_begins() {
         .expect_err("removed");
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_with_the_certificate_that_began_it() {
+    let manager = Manager::start().await;
+    // Certificates count whole seconds, so this one lasts between one and two.
+    let validity = Duration::from_secs(2);
+    let identity = manager.admitted_for(Role::Worker, "worker-1", validity).await;
+    let mut worker = Worker::begin(&manager, &identity).await;
+    worker.assignments().await;
+    let end = worker.end().await;
+    assert_eq!(
+        (end.code(), code(&end)),
+        (tonic::Code::PermissionDenied, "BH-E0047")
+    );
+}
