@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::authz::{AuthzLayer, Listing};
 use crate::ca::genesis::{FirstManager, FirstOperator, genesis};
 use crate::ca::{Ca, EnrolmentService, Validity, genesis};
+use crate::control_api::{self, Control};
 use crate::dispatcher::{self, DispatcherService, Sessions, report_liveness, reports};
 use crate::freshness::Fresh;
 use crate::key_ring::{EnvelopeKey, KeyRing};
@@ -192,6 +193,17 @@ impl Manager {
             reports: handle,
             enrolment: enrolment.clone(),
             clock: clock.clone(),
+            entropy: entropy.clone(),
+        });
+        let control = Control::new(control_api::Parts {
+            replica: replica.clone(),
+            proposer: proposer.clone(),
+            registry: registry.clone(),
+            key_ring: ring.clone(),
+            logs: Arc::new(sessions.clone()),
+            peers: Arc::new(peers.clone()),
+            fresh: fresh.clone(),
+            clock: clock.clone(),
             entropy,
         });
         let peer = PeerService::new(peer::Parts {
@@ -204,6 +216,8 @@ impl Manager {
             signs: signs.clone(),
             clock: clock.clone(),
         });
+        let (health, health_loop) = control_api::health(fresh.clone(), stop.clone());
+        tokio::spawn(health_loop);
         let manager = Self {
             cluster: born.cluster,
             bundle,
@@ -250,6 +264,8 @@ impl Manager {
             .add_service(enrolment.into_server())
             .add_service(dispatcher.into_server())
             .add_service(peer.into_server())
+            .add_service(control.into_server())
+            .add_service(health)
             .serve_with_incoming_shutdown(tls::incoming(listener, own), stop.cancelled_owned());
         tokio::spawn(server);
         until(|| fresh.is_fresh()).await;

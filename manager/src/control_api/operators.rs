@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_identity::csr::{self, PublicKey};
-use bulkhead_proto::wire::{Cluster, EnrolResponse, IssueOperatorRequest, Node, Role as WireRole};
+use bulkhead_proto::wire::{Cluster, EnrolResponse, IssueOperatorRequest, Node};
 use bulkhead_proto::{Code, NodeId, Role, limits};
 use bulkhead_raft::state::State;
 use tonic::Status;
@@ -11,7 +11,7 @@ use tonic::Status;
 use super::change::{Decision, Plan, new_id};
 use super::check;
 use super::object::{Kept, get};
-use crate::ca::{self, Ca, Validity};
+use crate::ca::{self, Ca, Validity, genesis};
 use crate::refusal::{internal, refuse};
 
 /// The key that a certificate is asked for.
@@ -62,13 +62,7 @@ pub(super) fn issue(
             Validity::from_now(now_ms, validity),
         )
         .map_err(|error| internal("cannot sign certificates", &error))?;
-    let record = Node {
-        id: id.to_vec(),
-        name: request.name.clone(),
-        role: WireRole::Operator.into(),
-        keys: vec![signed],
-        ..Default::default()
-    };
+    let record = genesis::record(node, Role::Operator, request.name.clone(), signed, now_ms);
     Ok(Plan::about(&id).create(record).into())
 }
 
