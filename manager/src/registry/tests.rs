@@ -268,7 +268,7 @@ fn join(manager: &Manager, member: u64, channel: Channel) {
 async fn an_image_reaches_a_majority_and_the_rest_pulls_it() {
     let (one, two, three) = (manager(), manager(), manager());
     let large: Vec<u8> = (0..limits::CHUNK_BYTES * 3 + 7)
-        .map(|n| (n % 251) as u8)
+        .map(|n| u8::try_from(n % 251).expect("below 251"))
         .collect();
     let small = stored(&one.registry, b"small").await;
     let big = stored(&one.registry, &large).await;
