@@ -272,3 +272,6 @@ impl Reader<'_> {
         Ok(content)
     }
 }
+
+#[cfg(test)]
+mod tests;

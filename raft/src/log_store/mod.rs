@@ -11,7 +11,7 @@ pub mod record;
 mod recovery;
 pub(crate) mod sealed;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod view;
 mod writer;
 

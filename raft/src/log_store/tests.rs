@@ -20,7 +20,7 @@ mod suite;
 
 /// Bytes that never repeat, for tests: what a nonce needs.
 #[derive(Debug, Default)]
-pub(super) struct Counting(std::sync::atomic::AtomicU64);
+pub(crate) struct Counting(std::sync::atomic::AtomicU64);
 
 impl Entropy for Counting {
     fn fill(&self, buffer: &mut [u8]) -> Result<(), EntropyError> {
@@ -32,7 +32,7 @@ impl Entropy for Counting {
     }
 }
 
-pub(super) fn sealing() -> Sealing {
+pub(crate) fn sealing() -> Sealing {
     Sealing {
         key: Arc::new(DataKey::new(Zeroizing::new([1; KEY_BYTES]))),
         store: [2; 16],
@@ -41,7 +41,7 @@ pub(super) fn sealing() -> Sealing {
     }
 }
 
-pub(super) fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     PathBuf::from("/raft")
 }
 
