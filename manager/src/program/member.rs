@@ -26,6 +26,7 @@ use super::local::LocalService;
 use super::tasks::Tasks;
 use crate::authz::{AuthzLayer, Listing};
 use crate::ca::{Ca, EnrolmentService};
+use crate::control_api::{self, Control};
 use crate::dispatcher::{self, DispatcherService, Sessions};
 use crate::freshness::Fresh;
 use crate::key_ring::{EnvelopeKey, KeyRing};
@@ -179,6 +180,17 @@ impl Member {
             clock: clock.clone(),
             entropy: entropy.clone(),
         });
+        let control = Control::new(control_api::Parts {
+            replica: replica.clone(),
+            proposer: proposer.clone(),
+            registry: registry.clone(),
+            key_ring: key_ring.clone(),
+            logs: Arc::new(sessions.clone()),
+            peers: Arc::new(peers.clone()),
+            fresh: fresh.clone(),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+        });
         let peer_service = PeerService::new(peer::Parts {
             replica: replica.clone(),
             proposer: proposer.clone(),
@@ -192,12 +204,15 @@ impl Member {
         let raft_service = RaftService::new(&replica, binding, Arc::new(Speakers(replica.clone())));
 
         let mut tasks = Tasks::new(stop);
+        let (health, health_loop) = control_api::health(fresh.clone(), tasks.stop());
         let network = Server::builder()
             .layer(authz.clone())
             .add_service(enrolment.into_server())
             .add_service(dispatcher.into_server())
             .add_service(peer_service.into_server())
-            .add_service(raft_service.into_server());
+            .add_service(raft_service.into_server())
+            .add_service(control.clone().into_server())
+            .add_service(health.clone());
         let stopped = tasks.stop();
         let incoming = tls::incoming(listener, identity.clone());
         tasks.spawn("the server for managers, workers and operators", async move {
@@ -209,7 +224,9 @@ impl Member {
         let (local, connections) = mpsc::channel(LOCAL_BACKLOG);
         let machine_local = Server::builder()
             .layer(authz)
-            .add_service(local_service.into_server());
+            .add_service(local_service.into_server())
+            .add_service(control.into_server())
+            .add_service(health);
         let stopped = tasks.stop();
         tasks.spawn("the server of the local socket", async move {
             let incoming = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
@@ -220,6 +237,7 @@ impl Member {
         });
         let stop = tasks.stop();
         tasks.spawn("freshness", fresh.clone().follow(peers.clone(), stop.clone()));
+        tasks.spawn("the health service", health_loop);
         tasks.spawn("the key list", {
             let stop = stop.clone();
             async move { listing.run(stop).await }
