@@ -63,7 +63,7 @@ async fn joined(manager: &Manager, role: WireRole) -> bulkhead_identity::join::E
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_joining_manager_gets_the_key_ring_for_its_own_key_and_no_other() {
     let manager = Manager::start().await;
-    let enrolled = joined(&manager, WireRole::Manager).await;
+    let enrolled = Box::pin(joined(&manager, WireRole::Manager)).await;
     assert!(enrolled.member.is_some_and(|it| it > MemberId(1)));
     let identity = bulkhead_identity::Identity::new(enrolled.credentials).expect("its own");
     let node = identity.subject().node;
