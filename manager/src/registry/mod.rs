@@ -316,7 +316,7 @@ fn over_limit(message: String) -> Status {
         Code::OverLimit,
         tonic::Code::InvalidArgument,
         message,
-        "`bulkhead help limits` lists the limits",
+        "make it smaller, or split it",
     )
 }
 
