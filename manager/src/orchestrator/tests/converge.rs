@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use super::super::task;
 use super::world::World;
 use crate::leader::pack;
+use crate::orchestrator::Step;
+use crate::scheduler::{self, View};
 
 #[derive(Debug, Clone)]
 enum Event {
@@ -28,6 +30,10 @@ enum Event {
     /// A leader that commits half of its plan and is gone.
     HalfPass,
     Place,
+    /// A leader proposes and hears nothing.
+    Propose,
+    /// What was proposed then is committed after all, unless it does not hold any more.
+    Commit,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -48,6 +54,8 @@ fn event() -> impl Strategy<Value = Event> {
         6 => Just(Event::Pass),
         2 => Just(Event::HalfPass),
         1 => Just(Event::Place),
+        2 => Just(Event::Propose),
+        2 => Just(Event::Commit),
     ]
 }
 
@@ -76,15 +84,24 @@ fn end(world: &mut World, pick: usize, state: TaskState) {
     }
 }
 
-fn happen(world: &mut World, event: &Event, replicas: &mut u32, user: &mut String) {
+/// What was last asked for, and what was proposed without an answer.
+struct Told {
+    replicas: u32,
+    user: String,
+    unanswered: Vec<Step>,
+}
+
+fn happen(world: &mut World, event: &Event, told: &mut Told) {
     match event {
-        Event::Scale(count) => *replicas = *count,
-        Event::Update(number) => *user = format!("good-{number}"),
-        Event::UpdateToBad => *user = "bad".into(),
+        Event::Scale(count) => told.replicas = *count,
+        Event::Update(number) => told.user = format!("good-{number}"),
+        Event::UpdateToBad => told.user = "bad".into(),
         _ => {}
     }
     match event {
-        Event::Scale(_) | Event::Update(_) | Event::UpdateToBad => world.revise(spec(*replicas, user)),
+        Event::Scale(_) | Event::Update(_) | Event::UpdateToBad => {
+            world.revise(spec(told.replicas, &told.user));
+        }
         Event::Drain(node) => world.change_node(*node, |node| node.availability = Availability::Drain.into()),
         Event::Pause(node) => world.change_node(*node, |node| node.availability = Availability::Pause.into()),
         Event::Activate(node) => {
@@ -109,19 +126,33 @@ fn happen(world: &mut World, event: &Event, replicas: &mut u32, user: &mut Strin
         Event::Place => {
             world.place();
         }
+        Event::Propose => {
+            told.unanswered = world.plan().steps;
+            let view = View::of(&world.state);
+            told.unanswered.extend(scheduler::plan(&view, world.now_ms).steps);
+        }
+        Event::Commit => {
+            // Each alone: a refused one must not hide what the others would do.
+            for step in told.unanswered.drain(..) {
+                for batch in pack(vec![step]) {
+                    let _may_be_refused = world.apply(batch);
+                }
+            }
+        }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_cluster_converges_after_any_trouble(events in proptest::collection::vec(event(), 1..60)) {
-        let (mut replicas, mut user) = (3, "good".to_owned());
-        let mut world = World::with_service(4, spec(replicas, &user));
+        let mut told = Told { replicas: 3, user: "good".into(), unanswered: Vec::new() };
+        let mut world = World::with_service(4, spec(told.replicas, &told.user));
         for event in &events {
-            happen(&mut world, event, &mut replicas, &mut user);
+            happen(&mut world, event, &mut told);
         }
+        let replicas = told.replicas;
         (1..=4).for_each(|node| world.regain(node));
         // What runs is good again: the last word of the operator, who may have to wait for room for it.
         for _ in 0..20 {

@@ -77,17 +77,13 @@ impl World {
 
     pub(super) fn apply(&mut self, batch: Batch) -> Option<wire::Rejection> {
         let index = self.state.index() + 1;
-        for change in &batch.changes {
-            if let Some(Step_::Create(wire::Object {
+        let creates = batch.changes.iter().filter_map(|change| match &change.change {
+            Some(Step_::Create(wire::Object {
                 object: Some(Any::Task(task)),
-            })) = &change.change
-            {
-                assert!(
-                    self.created.insert(task.id.clone()),
-                    "an id is used once: {task:?}"
-                );
-            }
-        }
+            })) => Some(task.id.clone()),
+            _ => None,
+        });
+        let creates: Vec<_> = creates.collect();
         let transaction = wire::Transaction {
             level: 1,
             request_id: index.to_be_bytes().to_vec(),
@@ -98,6 +94,10 @@ impl World {
         };
         let applied = self.state.apply(index, 1, &transaction.encode_to_vec());
         let rejection = applied.expect("a known level").outcome.rejection;
+        if rejection.is_none() {
+            let used_once = creates.into_iter().all(|id| self.created.insert(id));
+            assert!(used_once, "an id is used once");
+        }
         self.check_invariants();
         rejection
     }
