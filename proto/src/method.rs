@@ -101,17 +101,29 @@ impl Method {
 
     /// Who may call it.
     pub const fn callers(self) -> Callers {
-        match self {
-            Method::EnrolmentGetRoot | Method::EnrolmentEnrol => JOINERS,
+        self.row().0
+    }
 
-            Method::DispatcherSession | Method::DispatcherFetchBlob | Method::DispatcherPushLogs => WORKERS,
-            Method::DispatcherRenew => NODES,
+    /// Which list the caller's key is held against.
+    pub const fn standing(self) -> Standing {
+        self.row().1
+    }
+
+    /// The table.
+    const fn row(self) -> (Callers, Standing) {
+        match self {
+            Method::EnrolmentGetRoot | Method::EnrolmentEnrol => (JOINERS, Standing::None),
+
+            Method::DispatcherSession | Method::DispatcherFetchBlob | Method::DispatcherPushLogs => {
+                (WORKERS, Standing::Listed)
+            }
+            Method::DispatcherRenew => (NODES, Standing::Listed),
 
             Method::RaftAppend
             | Method::RaftVote
             | Method::RaftPreVote
             | Method::RaftInstallSnapshot
-            | Method::RaftTransferLeader => MANAGERS,
+            | Method::RaftTransferLeader => (MANAGERS, Standing::NotRemoved),
 
             Method::PeerForward
             | Method::PeerReadIndex
@@ -122,10 +134,11 @@ impl Method {
             | Method::PeerHasBlob
             | Method::PeerPullBlob
             | Method::PeerOfferBlob
-            | Method::PeerRelayLogs => MANAGERS,
+            | Method::PeerRelayLogs => (MANAGERS, Standing::Listed),
 
-            Method::ControlGetClusterStatus
-            | Method::ControlListNodes
+            Method::ControlGetClusterStatus => (OPERATORS, Standing::ListedMaybeStale),
+
+            Method::ControlListNodes
             | Method::ControlUpdateNode
             | Method::ControlRemoveNode
             | Method::ControlCreateTicket
@@ -148,68 +161,11 @@ impl Method {
             | Method::ControlListImages
             | Method::ControlRemoveImage
             | Method::ControlLogs
-            | Method::ControlWatch => OPERATORS,
+            | Method::ControlWatch => (OPERATORS, Standing::Listed),
 
-            Method::LocalGetStatus | Method::LocalInit | Method::LocalJoin | Method::LocalLeave => LOCAL,
-        }
-    }
-
-    /// Which list the caller's key is held against.
-    pub const fn standing(self) -> Standing {
-        match self {
-            Method::EnrolmentGetRoot
-            | Method::EnrolmentEnrol
-            | Method::LocalGetStatus
-            | Method::LocalInit
-            | Method::LocalJoin
-            | Method::LocalLeave => Standing::None,
-
-            Method::RaftAppend
-            | Method::RaftVote
-            | Method::RaftPreVote
-            | Method::RaftInstallSnapshot
-            | Method::RaftTransferLeader => Standing::NotRemoved,
-
-            Method::ControlGetClusterStatus => Standing::ListedMaybeStale,
-
-            Method::DispatcherSession
-            | Method::DispatcherFetchBlob
-            | Method::DispatcherPushLogs
-            | Method::DispatcherRenew
-            | Method::PeerForward
-            | Method::PeerReadIndex
-            | Method::PeerReportLiveness
-            | Method::PeerRegisterEnvelopeKey
-            | Method::PeerJoinRaft
-            | Method::PeerLeaveRaft
-            | Method::PeerHasBlob
-            | Method::PeerPullBlob
-            | Method::PeerOfferBlob
-            | Method::PeerRelayLogs
-            | Method::ControlListNodes
-            | Method::ControlUpdateNode
-            | Method::ControlRemoveNode
-            | Method::ControlCreateTicket
-            | Method::ControlListTickets
-            | Method::ControlRevokeTicket
-            | Method::ControlIssueOperator
-            | Method::ControlListOperators
-            | Method::ControlRevokeOperator
-            | Method::ControlCreateSecret
-            | Method::ControlListSecrets
-            | Method::ControlRemoveSecret
-            | Method::ControlCreateService
-            | Method::ControlUpdateService
-            | Method::ControlListServices
-            | Method::ControlRemoveService
-            | Method::ControlListTasks
-            | Method::ControlExplain
-            | Method::ControlPushBlob
-            | Method::ControlCreateImage
-            | Method::ControlListImages
-            | Method::ControlRemoveImage
-            | Method::ControlLogs
-            | Method::ControlWatch => Standing::Listed,
+            Method::LocalGetStatus | Method::LocalInit | Method::LocalJoin | Method::LocalLeave => {
+                (LOCAL, Standing::None)
+            }
         }
     }
 }
