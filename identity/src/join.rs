@@ -2,7 +2,8 @@
 //!
 //! The order keeps the ticket's secret safe: it is said only over a connection that chains to the root that the ticket
 //! names. Several addresses are tried in turn with one key and one request id, so that an answer that was lost on the
-//! way is asked for again and does not use the ticket twice.
+//! way is asked for again and does not use the ticket twice. Another call of [`enrol`] makes another key, and so counts as
+//! another node.
 
 use std::time::Duration;
 
@@ -147,7 +148,9 @@ impl JoinError {
         let fixed = match self {
             Self::Dial(error) => error.hint(),
             Self::Addresses => "give --join HOST:PORT of one or more managers",
-            Self::Clock { .. } => "set both clocks, best by NTP, then join again; the ticket is not used up",
+            Self::Clock { .. } => {
+                "set both clocks, best by NTP, then join again; this manager did not hear the ticket"
+            }
             Self::Entropy => "check that the getrandom system call is allowed",
             Self::Refused {
                 code: Some(Code::TicketExpired | Code::TicketUsed | Code::TicketRefused),
@@ -157,12 +160,15 @@ impl JoinError {
             Self::Refused { hint, .. } if !hint.is_empty() => hint,
             Self::Refused { .. } => "read the manager's log for the reason",
             Self::Unanswered { .. } => {
-                "check `bulkhead cluster status` there; join again, the ticket is not used twice"
+                "check `bulkhead cluster status` there, then join again; it may have admitted this node all the same, \
+                 which used the ticket once: then `bulkhead node ls` on a manager shows a node that never came up"
             }
             Self::Role { .. } => {
                 "make a ticket of this program's role: bulkhead cluster ticket create --role ROLE"
             }
-            Self::Certificate { .. } => "the manager may run another version; read its log, and join again",
+            Self::Certificate { .. } => {
+                "the manager may run another version; read its log before joining again, since the ticket was used"
+            }
         };
         fixed.to_owned()
     }
@@ -226,14 +232,20 @@ impl Joiner<'_> {
             })
             .await?;
         let asked = self.now_ms();
-        let roots = async { Ok(tls::fetch_roots_over(address, stream, &self.request.ticket).await?) };
+        // On the heap: what a handshake holds makes large futures.
+        let roots =
+            Box::pin(async { Ok(tls::fetch_roots_over(address, stream, &self.request.ticket).await?) });
         let (bundle, cluster, theirs) = steps.run("root", address, roots).await?;
         let ours = asked.midpoint(self.now_ms());
         steps
             .run("clock", address, async { compare_clocks(ours, theirs) })
             .await?;
         let answer = steps
-            .run("ticket", address, self.say_secret(address, &bundle, cluster))
+            .run(
+                "ticket",
+                address,
+                Box::pin(self.say_secret(address, &bundle, cluster)),
+            )
             .await?;
         Ok((answer, bundle))
     }
@@ -645,7 +657,7 @@ mod tests {
             (
                 |m| m.refusal = Some((tonic::Code::Unavailable, Code::NoQuorum)),
                 Code::Unreachable,
-                "status",
+                "used the ticket",
             ),
         ] {
             let mut manager = Manager::new(Role::Worker);
