@@ -95,6 +95,7 @@ mod tests {
 
     use super::*;
     use crate::Key;
+    use crate::testing::rsa_request;
 
     fn empty() -> CertificateParams {
         let mut params = CertificateParams::default();
@@ -138,6 +139,10 @@ mod tests {
             let csr = empty().serialize_request(&pair).expect("a request");
             assert_eq!(public_key(csr.der()).expect_err("refused"), CsrError::Key);
         }
+        let rsa = rsa_request();
+        let (_, read) = X509CertificationRequest::from_der(&rsa).expect("PKCS#10");
+        read.verify_signature().expect("nothing but its kind is wrong");
+        assert_eq!(public_key(&rsa).expect_err("refused"), CsrError::Key);
     }
 
     #[test]
@@ -148,14 +153,16 @@ mod tests {
         let middle = csr.len() - 20;
         flipped[middle] ^= 1;
         assert_eq!(public_key(&flipped).expect_err("refused"), CsrError::Signature);
-        // Another's key under our signature: both requests are laid out alike up to the signature.
+        // Another's key under our signature.
+        let (own, others) = (public_key(&csr), public_key(&other));
+        let (own, others) = (own.expect("our own request"), others.expect("another's request"));
         let at = csr
-            .windows(2)
-            .position(|pair| pair == [0x04, csr[28 + 2]])
-            .unwrap_or(30);
+            .windows(own.spki_der.len())
+            .position(|bytes| bytes == own.spki_der);
+        let at = at.expect("the request holds its key");
         let mut stolen = csr.clone();
-        stolen[at..at + 60].copy_from_slice(&other[at..at + 60]);
-        assert!(public_key(&stolen).is_err());
+        stolen[at..at + own.spki_der.len()].copy_from_slice(&others.spki_der);
+        assert_eq!(public_key(&stolen).expect_err("refused"), CsrError::Signature);
         let mut longer = csr.clone();
         longer.push(0);
         assert_eq!(public_key(&longer).expect_err("refused"), CsrError::Encoding);

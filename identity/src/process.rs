@@ -256,6 +256,107 @@ mod tests {
         refuses();
     }
 
+    /// What the kernel does with calls that have no safe wrapper, or that it would refuse without the filter too.
+    #[test]
+    fn the_filter_refuses_what_the_programs_have_no_business_with() {
+        const ALLOW: u32 = 0x7fff_0000;
+        let program = program();
+        let refuse = |errno: i32| 0x0005_0000 | u32::try_from(errno).expect("positive");
+        for name in "ptrace bpf keyctl add_key request_key setns unshare mount umount2 pivot_root chroot kexec_load
+            kexec_file_load init_module finit_module delete_module execve execveat fork vfork kill tkill pidfd_open
+            pidfd_getfd pidfd_send_signal process_vm_readv process_vm_writev perf_event_open userfaultfd
+            io_uring_setup seccomp memfd_create mknod mknodat setuid setgid capset reboot settimeofday
+            clock_settime sethostname open_by_handle_at"
+            .split_whitespace()
+        {
+            let call = ScmpSyscall::from_name(name).expect(name);
+            if i32::from(call) >= 0 {
+                // This processor has it.
+                assert_eq!(run(&program, call, &[0; 6]), refuse(EPERM), "{name}");
+            }
+        }
+        for (name, arguments, allowed) in [
+            ("read", [0; 6], true),
+            ("clone", [CLONE_THREAD, 0, 0, 0, 0, 0], true),
+            ("clone", [0; 6], false),                                      // fork
+            ("clone", [CLONE_THREAD | 0x1000_0000, 0, 0, 0, 0, 0], false), // a user namespace
+            ("mmap", [0, 0, 3, 0, 0, 0], true),
+            ("mmap", [0, 0, 7, 0, 0, 0], false),
+            ("mprotect", [0, 0, 1, 0, 0, 0], true),
+            ("mprotect", [0, 0, 5, 0, 0, 0], false),
+            ("prctl", [PR_SET_NAME, 0, 0, 0, 0, 0], true),
+            ("prctl", [4, 1, 0, 0, 0, 0], false), // dumpable
+            ("socket", [2, 1, 0, 0, 0, 0], true),
+            ("socket", [16, 3, 0, 0, 0, 0], false), // netlink
+            ("socketpair", [1, 1, 0, 0, 0, 0], true),
+            ("socketpair", [2, 1, 0, 0, 0, 0], false),
+            ("ioctl", [0, 0x5421, 0, 0, 0, 0], true),
+            ("ioctl", [0, 0x5412, 0, 0, 0, 0], false), // typing into a terminal
+        ] {
+            let call = ScmpSyscall::from_name(name).expect("a call of every processor");
+            let expected = if allowed { ALLOW } else { refuse(EPERM) };
+            assert_eq!(run(&program, call, &arguments), expected, "{name} {arguments:x?}");
+        }
+        for call in [
+            ScmpSyscall::from_name("clone3").expect("a call"),
+            ScmpSyscall::from(NUMBERS - 1),
+        ] {
+            assert_eq!(run(&program, call, &[0; 6]), refuse(ENOSYS), "{call}");
+        }
+    }
+
+    /// One instruction of classic BPF: operation, jumps, operand.
+    type Instruction = (u16, u8, u8, u32);
+
+    /// The filter as the kernel gets it (struct sock_filter).
+    fn program() -> Vec<Instruction> {
+        use std::io::{Read as _, Seek as _};
+        let mut file = tempfile::tempfile().expect("a file");
+        filter().expect("a filter").export_bpf(&file).expect("written");
+        let mut bytes = Vec::new();
+        file.rewind().expect("back to the start");
+        file.read_to_end(&mut bytes).expect("read");
+        let (instructions, rest) = bytes.as_chunks::<8>();
+        assert!(rest.is_empty() && !instructions.is_empty());
+        let read =
+            |&[a, b, jt, jf, k @ ..]: &[u8; 8]| (u16::from_ne_bytes([a, b]), jt, jf, u32::from_ne_bytes(k));
+        instructions.iter().map(read).collect()
+    }
+
+    /// What the program answers (seccomp(2)) to a call of this machine's own kind.
+    fn run(program: &[Instruction], call: ScmpSyscall, arguments: &[u64; 6]) -> u32 {
+        // struct seccomp_data: number, architecture, instruction pointer, arguments.
+        let mut data = Vec::from(i32::from(call).to_ne_bytes());
+        // AUDIT_ARCH_X86_64 or AUDIT_ARCH_AARCH64
+        let kind: u32 = if cfg!(target_arch = "x86_64") {
+            0xc000_003e
+        } else {
+            0xc000_00b7
+        };
+        data.extend(kind.to_ne_bytes());
+        data.extend([0; 8]);
+        data.extend(arguments.iter().flat_map(|argument| argument.to_ne_bytes()));
+        let (mut at, mut a) = (0, 0);
+        loop {
+            let (operation, jt, jf, k) = program[at];
+            at += 1;
+            let jump = |holds| usize::from(if holds { jt } else { jf });
+            match operation {
+                0x20 => {
+                    let from = k as usize;
+                    a = u32::from_ne_bytes(data[from..from + 4].try_into().expect("four bytes"));
+                }
+                0x54 => a &= k,
+                0x05 => at += k as usize,
+                0x15 => at += jump(a == k),
+                0x25 => at += jump(a > k),
+                0x35 => at += jump(a >= k),
+                0x06 => return k,
+                other => panic!("an instruction {other:#x} that libseccomp did not use so far"),
+            }
+        }
+    }
+
     /// Threads, timers, files, names and TCP on a runtime as the programs use it.
     fn works() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -290,13 +391,15 @@ mod tests {
 
     fn refuses() {
         use nix::errno::Errno;
-        use nix::sched::{CloneFlags, unshare};
+        use nix::sched::{CloneFlags, setns, unshare};
         use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
         let denied = Command::new("/bin/true")
             .spawn()
             .expect_err("no program is executed");
         assert_eq!(denied.raw_os_error(), Some(EPERM), "{denied}");
         assert_eq!(unshare(CloneFlags::CLONE_NEWUSER), Err(Errno::EPERM));
+        let no_namespace = tempfile::tempfile().expect("a file"); // the kernel itself would say EINVAL
+        assert_eq!(setns(no_namespace, CloneFlags::empty()), Err(Errno::EPERM));
         let mounted = nix::mount::mount(
             Some("none"),
             "/tmp",

@@ -3,11 +3,12 @@ use proptest::prelude::*;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519,
-    SanType, SerialNumber, date_time_ymd,
+    SanType, SerialNumber, SubjectPublicKeyInfo, date_time_ymd,
 };
+use x509_parser::certification_request::X509CertificationRequest;
 
 use super::*;
-use crate::testing::{CLUSTER, HOUR_MS, authority, bundle, credentials, issue, subject};
+use crate::testing::{CLUSTER, HOUR_MS, authority, bundle, credentials, issue, rsa_request, subject};
 use crate::{Authority, Bundle, BundleError, Key, csr};
 
 /// A leaf of the profile, still to be changed.
@@ -91,6 +92,69 @@ fn the_profile_is_what_it_is() {
         assert!(!read.valid_at(read.not_before_ms() - 1) && !read.valid_at(read.not_after_ms() + 1));
         Certificate::from_der(&sign(&leaf(role), &p256(), &p256())).expect("what the table below changes");
     }
+}
+
+#[test]
+fn the_profile_reads_as_it_is_kept() {
+    let authority = authority();
+    let leaf = |role| {
+        issue(
+            &authority,
+            &Key::generate().expect("a key"),
+            subject(role, 1),
+            0,
+            HOUR_MS,
+        )
+    };
+    let text = [
+        describe("root", authority.root_der()),
+        describe("manager", &leaf(Role::Manager)),
+        describe("worker", &leaf(Role::Worker)),
+        describe("operator", &leaf(Role::Operator)),
+    ]
+    .concat();
+    assert_eq!(text, include_str!("profile.txt"), "\n{text}");
+}
+
+/// A certificate as text: all of it, but for random bytes, of which the lengths.
+fn describe(kind: &str, der: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let x509 = parse(der).expect("what leaf and root share");
+    let hidden = |name: &X509Name<'_>| {
+        let text = name.to_string();
+        match text.split_once("CN=root ") {
+            Some((before, id)) => format!("{before}CN=root <{} digits>", id.len()),
+            None => text,
+        }
+    };
+    let (start, end) = validity(&x509).expect("a validity");
+    let mut text = format!(
+        "{kind}\n  version {}, serial {} bytes\n  signature {}\n  issuer {}\n  subject {}\n  valid {} s\n  key {} {}\n",
+        x509.version().0 + 1,
+        x509.raw_serial().len(),
+        x509.signature_algorithm.algorithm,
+        hidden(x509.issuer()),
+        hidden(x509.subject()),
+        (end - start) / 1000,
+        x509.public_key().algorithm.algorithm,
+        x509.public_key().subject_public_key.data.len(),
+    );
+    for extension in x509.extensions() {
+        let value = match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => names
+                .general_names
+                .iter()
+                .map(|name| format!(" {name}"))
+                .collect(),
+            ParsedExtension::AuthorityKeyIdentifier(_) | ParsedExtension::SubjectKeyIdentifier(_) => {
+                format!(" {} bytes", extension.value.len())
+            }
+            _ => format!(" {}", data_encoding::HEXLOWER.encode(extension.value)),
+        };
+        let critical = if extension.critical { " critical" } else { "" };
+        writeln!(text, "  {}{critical}{value}", extension.oid).expect("into a string");
+    }
+    text
 }
 
 #[test]
@@ -253,6 +317,19 @@ fn other_keys_and_signatures_are_refused() {
             Err(ProfileError::Signature)
         );
     }
+    let request = rsa_request();
+    let (_, request) = X509CertificationRequest::from_der(&request).expect("PKCS#10");
+    let rsa = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw);
+    let signer = p256();
+    let der = leaf(Role::Worker).signed_by(
+        &rsa.expect("a key"),
+        &Issuer::from_params(&CertificateParams::default(), &signer),
+    );
+    assert_eq!(
+        Certificate::from_der(der.expect("signed").der()),
+        Err(ProfileError::Key),
+        "RSA"
+    );
     // ecdsa-with-SHA1 (RFC 3279 §2.2.3) in place of ecdsa-with-SHA256, inside and outside.
     let (sha256, sha1) = (
         [0x30, 10, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2],
