@@ -1,17 +1,16 @@
-//! The tree of verbs, and what each does. Every verb that is listed works; the others come with their servers.
+//! The tree of verbs.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use bulkhead_proto::limits;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::app::{App, Global};
+use crate::environment::Environment;
 use crate::field::environment_entry;
-use crate::image::{Layout, Manifest, PackOptions, pack};
+use crate::output::{Format, document};
 use crate::refusal::{Code, Exit, Refusal};
-
-/// Bytes of a program to be packed; it is held in memory.
-const PROGRAM_BYTES: u64 = 512 << 20;
+use crate::{cluster, context_verb, events, health, image, node, operator, secret, service, task};
 
 /// The `bulkhead` command line.
 #[derive(Debug, Parser)]
@@ -19,23 +18,49 @@ const PROGRAM_BYTES: u64 = 512 << 20;
     name = "bulkhead",
     version,
     about = "Commands a Bulkhead cluster",
+    after_help = "'bulkhead help COMMAND' says more; 'bulkhead help exit-codes' and 'help errors' list those.",
     disable_help_subcommand = true
 )]
 pub struct CommandLine {
+    #[command(flatten)]
+    global: Global,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Makes and checks images
+    /// Makes, joins, leaves and shows the cluster
     #[command(subcommand)]
-    Image(ImageVerb),
+    Cluster(cluster::ClusterVerb),
+    /// Lists and changes the nodes
+    #[command(subcommand)]
+    Node(node::NodeVerb),
+    /// Creates, changes and watches services
+    #[command(subcommand)]
+    Service(service::ServiceVerb),
+    /// Lists and explains the tasks of services
+    #[command(subcommand)]
+    Task(task::TaskVerb),
+    /// Stores secrets
+    #[command(subcommand)]
+    Secret(secret::SecretVerb),
+    /// Makes, checks and stores images
+    #[command(subcommand)]
+    Image(image::ImageVerb),
+    /// Lets others command the cluster
+    #[command(subcommand)]
+    Operator(operator::OperatorVerb),
+    /// Chooses the cluster that is meant
+    #[command(subcommand)]
+    Context(context_verb::ContextVerb),
+    /// Prints what changes in the cluster
+    Events(events::Events),
+    /// Says whether the program behind --socket is ready
+    #[command(hide = true)]
+    Health,
     /// Prints the version
-    Version {
-        #[command(flatten)]
-        output: Output,
-    },
+    Version,
     /// Prints a completion script
     Completion {
         /// The shell that it is for
@@ -53,69 +78,46 @@ enum Verb {
     },
 }
 
-#[derive(Debug, Subcommand)]
-enum ImageVerb {
-    /// Makes an OCI image of one static program
-    Pack(Pack),
-    /// Checks an OCI layout, folder or tar, without a cluster
-    Check {
-        /// The layout
-        path: PathBuf,
-        /// The image's name inside the layout
-        #[arg(short, long)]
-        tag: Option<String>,
-        #[command(flatten)]
-        output: Output,
-    },
+/// Does what the line says: results go to `out`, progress to `err`.
+pub fn run(
+    line: CommandLine,
+    environment: Environment,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Result<Exit, Refusal> {
+    let mut app = App {
+        global: line.global,
+        environment,
+        out,
+        err,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| {
+            Refusal::new(
+                Code::Internal,
+                "runtime",
+                e.to_string(),
+                "are there too many open files?",
+            )
+        })?;
+    runtime.block_on(Box::pin(dispatch(line.verb, &mut app)))
 }
 
-#[derive(Debug, Args)]
-struct Pack {
-    /// The static program
-    program: PathBuf,
-    /// Name of the image, like web:1
-    #[arg(short, long, value_parser = image_name)]
-    tag: String,
-    /// The tar to write; it must not exist
-    #[arg(short, long)]
-    output: PathBuf,
-    /// Entry point instead of the program; once for each word
-    #[arg(long, allow_hyphen_values = true)]
-    entrypoint: Vec<String>,
-    /// NAME=value in every task of the image
-    #[arg(short, long, value_parser = variable)]
-    env: Vec<String>,
-    /// uid[:gid] that it runs as; not root unless said
-    #[arg(short, long, value_parser = numeric_user)]
-    user: Option<String>,
-}
-
-#[derive(Debug, Args)]
-struct Output {
-    /// How results are printed
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Format {
-    /// For people
-    Table,
-    /// One document
-    Json,
-    /// One object on each line
-    Jsonl,
-}
-
-/// Does what the line says; results go to `out`.
-pub fn run(line: CommandLine, out: &mut dyn Write) -> Result<Exit, Refusal> {
-    let text = match line.verb {
-        Verb::Image(ImageVerb::Pack(options)) => pack_file(&options)?,
-        Verb::Image(ImageVerb::Check { path, tag, output }) => {
-            let image = Layout::open(&path)?.verify(tag.as_deref())?;
-            describe(&image, output.format)
-        }
-        Verb::Version { output } => version(output.format),
+async fn dispatch(verb: Verb, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let text = match verb {
+        Verb::Cluster(verb) => return cluster::run(verb, app).await,
+        Verb::Node(verb) => return node::run(verb, app).await,
+        Verb::Service(verb) => return service::run(verb, app).await,
+        Verb::Task(verb) => return task::run(verb, app).await,
+        Verb::Secret(verb) => return secret::run(verb, app).await,
+        Verb::Image(verb) => return image::run(verb, app).await,
+        Verb::Operator(verb) => return operator::run(verb, app).await,
+        Verb::Context(verb) => return context_verb::run(verb, app),
+        Verb::Events(options) => return events::run(options, app).await,
+        Verb::Health => return health::run(app).await,
+        Verb::Version => version(app.global.format.unwrap_or(Format::Table)),
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut CommandLine::command(), "bulkhead", &mut script);
@@ -124,121 +126,8 @@ pub fn run(line: CommandLine, out: &mut dyn Write) -> Result<Exit, Refusal> {
         Verb::Man { command } => manual(&command)?,
         Verb::Help { topic } => help(&topic)?,
     };
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        // Who reads has seen enough, as `| head` does.
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Refusal::new(
-            Code::Unwritable,
-            "stdout",
-            e.to_string(),
-            "check where the output goes",
-        )),
-        _ => Ok(Exit::Done),
-    }
-}
-
-fn pack_file(options: &Pack) -> Result<String, Refusal> {
-    let program = read_bounded(&options.program, PROGRAM_BYTES)?;
-    let name = options
-        .program
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let packed = pack(
-        &program,
-        &PackOptions {
-            program_name: name,
-            reference: Some(options.tag.clone()),
-            entrypoint: options.entrypoint.clone(),
-            environment: options.env.clone(),
-            user: options.user.clone(),
-        },
-    )?;
-    write_new(&options.output, &packed.archive)?;
-    Ok(format!("{}\n", packed.manifest))
-}
-
-fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, Refusal> {
-    use std::io::Read;
-    let place = path.display().to_string();
-    let unreadable =
-        |e: std::io::Error| Refusal::new(Code::Unreadable, &place, e.to_string(), "check the path");
-    let mut content = Vec::new();
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(limit + 1)
-        .read_to_end(&mut content)
-        .map_err(unreadable)?;
-    if content.len() as u64 > limit {
-        let reason = format!("it is over {limit} bytes");
-        return Err(Refusal::new(Code::OverLimit, &place, reason, "strip the program"));
-    }
-    Ok(content)
-}
-
-/// Writes a file whole or not at all, and over nothing: the name appears once the content is on disk.
-fn write_new(path: &Path, content: &[u8]) -> Result<(), Refusal> {
-    let place = path.display().to_string();
-    let refuse = |e: std::io::Error| {
-        Refusal::new(
-            Code::Unwritable,
-            &place,
-            e.to_string(),
-            "choose a new name in a writable folder",
-        )
-    };
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(refuse)?;
-    file.write_all(content)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(refuse)?;
-    file.persist_noclobber(path).map_err(|e| refuse(e.error))?;
-    Ok(())
-}
-
-fn describe(image: &Manifest, format: Format) -> String {
-    let bytes: u64 = image.layers.iter().map(|layer| layer.size).sum();
-    let name = image.reference.as_deref();
-    match format {
-        Format::Table => {
-            let mut rows = format!(
-                "name      {}\nmanifest  {}\nconfig    {}\n",
-                name.unwrap_or("-").escape_debug(),
-                image.manifest.digest,
-                image.config.digest
-            );
-            for layer in &image.layers {
-                rows.push_str(&format!("layer     {}  {} bytes\n", layer.digest, layer.size));
-            }
-            rows
-        }
-        Format::Json | Format::Jsonl => {
-            let layers: Vec<_> = image
-                .layers
-                .iter()
-                .map(|l| serde_json::json!({ "digest": l.digest.to_string(), "size": l.size }))
-                .collect();
-            document(
-                &serde_json::json!({
-                    "name": name,
-                    "manifest": image.manifest.digest.to_string(),
-                    "config": image.config.digest.to_string(),
-                    "layers": layers,
-                    "layer_bytes": bytes,
-                }),
-                format,
-            )
-        }
-    }
-}
-
-fn document(value: &serde_json::Value, format: Format) -> String {
-    match format {
-        Format::Json => format!("{value:#}\n"),
-        Format::Table | Format::Jsonl => format!("{value}\n"),
-    }
+    app.print(&text)?;
+    Ok(Exit::Done)
 }
 
 fn version(format: Format) -> String {
@@ -297,11 +186,11 @@ fn find(path: &[String]) -> Result<clap::Command, Refusal> {
     Ok(command)
 }
 
-fn variable(text: &str) -> Result<String, String> {
+pub(crate) fn variable(text: &str) -> Result<String, String> {
     environment_entry(text).map_err(|e| e.one_line())
 }
 
-fn image_name(text: &str) -> Result<String, String> {
+pub(crate) fn image_name(text: &str) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
     let starts = text.starts_with(|c: char| c.is_ascii_alphanumeric());
     if starts && text.len() <= limits::IMAGE_REFERENCE_CHARS && text.chars().all(plain) {
@@ -310,7 +199,7 @@ fn image_name(text: &str) -> Result<String, String> {
     Err("write NAME:TAG of letters, digits, '.', '_', '-' and '/', at most 255".into())
 }
 
-fn numeric_user(text: &str) -> Result<String, String> {
+pub(crate) fn numeric_user(text: &str) -> Result<String, String> {
     // Only ids that the task's own range of 65,536 can hold.
     let id = |part: &str| part.bytes().all(|b| b.is_ascii_digit()) && part.parse::<u16>().is_ok();
     let (user, group) = text.split_once(':').unwrap_or((text, text));
@@ -327,7 +216,15 @@ mod tests {
     fn output(words: &[&str]) -> Result<String, Exit> {
         let mut out = Vec::new();
         let line = CommandLine::try_parse_from(words).map_err(|_| Exit::Usage)?;
-        run(line, &mut out).map_err(|e| e.exit())?;
+        let environment = Environment {
+            config: "/nonexistent".into(),
+            state: "/nonexistent".into(),
+            user: String::new(),
+            stdout_terminal: false,
+            stderr_terminal: false,
+            stdin_terminal: false,
+        };
+        run(line, environment, &mut out, &mut Vec::new()).map_err(|e| e.exit())?;
         Ok(String::from_utf8(out).expect("text"))
     }
 
@@ -373,17 +270,5 @@ mod tests {
         for bad in ["", "root", "65536", "4294967296", "1:", ":1", "+1", "1:2:3"] {
             assert!(numeric_user(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_file_that_exists_is_not_written_over() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("x.tar");
-        write_new(&path, b"one").expect("a new file");
-        assert_eq!(
-            write_new(&path, b"two").map_err(|e| e.code()),
-            Err(Code::Unwritable)
-        );
-        assert_eq!(std::fs::read(&path).expect("it is there"), b"one");
     }
 }

@@ -9,14 +9,14 @@ use crate::quantity::size;
 use crate::refusal::{Code, Refusal};
 
 /// Bytes of an environment file: every entry at its limit would be an accident, not a configuration.
-const ENVIRONMENT_FILE_BYTES: usize = 1 << 20;
+pub(crate) const ENVIRONMENT_FILE_BYTES: usize = 1 << 20;
 
 fn refuse(place: &str, reason: String, help: &str) -> Refusal {
     Refusal::new(Code::BadField, place, reason, help)
 }
 
 /// Checks the name of a service or secret: a DNS label (RFC 1035 §2.3.1), since it becomes a host name.
-pub fn object_name(text: &str) -> Result<String, Refusal> {
+pub(crate) fn object_name(text: &str) -> Result<String, Refusal> {
     let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     let good = text.len() <= limits::NAME_CHARS
         && text.starts_with(|c: char| c.is_ascii_lowercase())
@@ -34,7 +34,7 @@ pub fn object_name(text: &str) -> Result<String, Refusal> {
 }
 
 /// Reads `key=value`; `key` alone has an empty value.
-pub fn label(text: &str) -> Result<Label, Refusal> {
+pub(crate) fn label(text: &str) -> Result<Label, Refusal> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
     if key.is_empty() || !key.chars().all(plain) {
@@ -58,8 +58,13 @@ pub fn label(text: &str) -> Result<Label, Refusal> {
     })
 }
 
+/// [`label`] as clap wants it.
+pub(crate) fn label_value(text: &str) -> Result<Label, String> {
+    label(text).map_err(|e| e.one_line())
+}
+
 /// Reads `8080:80`, `80` (the same on both sides) or `published=8080,target=80`.
-pub fn published_port(text: &str) -> Result<PublishedPort, Refusal> {
+pub(crate) fn published_port(text: &str) -> Result<PublishedPort, Refusal> {
     let help = "write HOST:TARGET, like 8080:80, or published=8080,target=80";
     let port = |number: &str| match number.parse::<u16>() {
         Ok(port) if port > 0 && number.bytes().all(|b| b.is_ascii_digit()) => Ok(u32::from(port)),
@@ -101,7 +106,7 @@ pub fn published_port(text: &str) -> Result<PublishedPort, Refusal> {
 }
 
 /// Reads `node.labels.zone==a` or `node.role!=manager`.
-pub fn constraint(text: &str) -> Result<Constraint, Refusal> {
+pub(crate) fn constraint(text: &str) -> Result<Constraint, Refusal> {
     const KEYS: [&str; 3] = ["node.id", "node.hostname", "node.role"];
     let help = "write KEY==VALUE or KEY!=VALUE; keys: node.id, node.hostname, node.role, node.labels.NAME";
     let (at, equal) = match (text.find("=="), text.find("!=")) {
@@ -132,7 +137,7 @@ pub fn constraint(text: &str) -> Result<Constraint, Refusal> {
 }
 
 /// Reads `/path` or `/path:size=64m`.
-pub fn tmpfs(text: &str) -> Result<TmpfsMount, Refusal> {
+pub(crate) fn tmpfs(text: &str) -> Result<TmpfsMount, Refusal> {
     let help = "write an absolute path, like /cache or /cache:size=64m";
     let (path, option) = text.split_once(':').unwrap_or((text, ""));
     let plain = path.len() > 1
@@ -160,7 +165,7 @@ pub fn tmpfs(text: &str) -> Result<TmpfsMount, Refusal> {
 }
 
 /// Checks `NAME=value`. A bare name is refused: what it takes from the operator's own environment is a leak.
-pub fn environment_entry(text: &str) -> Result<String, Refusal> {
+pub(crate) fn environment_entry(text: &str) -> Result<String, Refusal> {
     let help = "write NAME=value; for what must stay secret use a secret";
     let name = text.split_once('=').map(|(name, _)| name).unwrap_or_default();
     let first = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
@@ -186,7 +191,7 @@ pub fn environment_entry(text: &str) -> Result<String, Refusal> {
 }
 
 /// Reads an environment file: one `NAME=value` on a line, `#` comments, values taken as they stand.
-pub fn environment_file(content: &[u8]) -> Result<Vec<String>, Refusal> {
+pub(crate) fn environment_file(content: &[u8]) -> Result<Vec<String>, Refusal> {
     if content.len() > ENVIRONMENT_FILE_BYTES {
         let reason = format!("the file is over {ENVIRONMENT_FILE_BYTES} bytes");
         return Err(Refusal::new(

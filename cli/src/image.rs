@@ -3,9 +3,12 @@
 mod elf;
 mod pack;
 mod read;
+mod verb;
 
 pub use pack::{PackOptions, Packed, pack};
 pub use read::{Layout, Manifest, VerifiedBlob};
+pub(crate) use verb::ImageVerb;
+pub(crate) use verb::run;
 
 /// Media types of the image specification 1.1 that this program reads and writes.
 mod media {

@@ -4,12 +4,27 @@
 //! carries a stable code ([`Code`]). What decides is pure and tested without a cluster.
 
 pub mod command;
+pub mod environment;
 pub mod image;
 
+mod app;
+mod cluster;
+mod connection;
+mod context;
+mod context_verb;
+mod events;
+mod explain;
 mod field;
+mod health;
+mod key;
+mod node;
+mod operator;
+mod output;
 mod quantity;
 mod refusal;
+mod secret;
+mod service;
+mod task;
+mod wait;
 
-pub use field::{constraint, environment_entry, environment_file, label, object_name, published_port, tmpfs};
-pub use quantity::{cpus, duration, size};
 pub use refusal::{Code, Exit, Refusal};

@@ -32,7 +32,7 @@ const SIZES: &[(&str, u128)] = &[
 const DIGITS: usize = 18;
 
 /// Reads `1m30s`, `1.5h`, `500ms` or `0`.
-pub fn duration(text: &str) -> Result<Duration, Refusal> {
+pub(crate) fn duration(text: &str) -> Result<Duration, Refusal> {
     let refuse = |reason: &str| {
         let reason = format!("'{text}' {reason}");
         Refusal::new(
@@ -74,7 +74,7 @@ pub fn duration(text: &str) -> Result<Duration, Refusal> {
 }
 
 /// Reads `512m`, `2g`, `1.5GiB` or a plain number of bytes.
-pub fn size(text: &str) -> Result<u64, Refusal> {
+pub(crate) fn size(text: &str) -> Result<u64, Refusal> {
     let refuse = |reason: &str| {
         let reason = format!("'{text}' {reason}");
         Refusal::new(
@@ -98,7 +98,7 @@ pub fn size(text: &str) -> Result<u64, Refusal> {
 }
 
 /// Reads a number of CPUs, `0.5` or `2`, as thousandths.
-pub fn cpus(text: &str) -> Result<u64, Refusal> {
+pub(crate) fn cpus(text: &str) -> Result<u64, Refusal> {
     let refuse = |reason: &str| {
         let reason = format!("'{text}' {reason}");
         Refusal::new(Code::BadQuantity, "CPUs", reason, "write it like 0.5 or 2")

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_proto::{Digest, limits};
@@ -295,9 +295,14 @@ impl Layout {
         Ok(bytes)
     }
 
+    /// The content of a blob that was verified.
+    pub fn blob(&self, blob: &VerifiedBlob) -> Result<impl Read + Send + 'static, Refusal> {
+        Ok(self.reader(&format!("blobs/sha256/{}", blob.digest.hex()))?.1)
+    }
+
     /// One regular file of the layout. Paths come from digests and constants, never from the layout's own text.
-    fn reader(&self, path: &str) -> Result<(u64, Box<dyn Read + '_>), Refusal> {
-        match &self.content {
+    fn reader(&self, path: &str) -> Result<(u64, Range), Refusal> {
+        let (file, at, size) = match &self.content {
             Content::Folder(root) => {
                 // Without O_NOFOLLOW a layout could name any file of the operator; O_NONBLOCK lets no pipe hang us.
                 let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
@@ -310,18 +315,17 @@ impl Layout {
                 if !about.is_file() {
                     return Err(self.no_layout(&format!("'{path}' is not a regular file")));
                 }
-                Ok((about.len(), Box::new(file.take(about.len()))))
+                (file, 0, about.len())
             }
             Content::Archive(file, entries) => {
                 let (start, size) = *entries
                     .get(path)
                     .ok_or_else(|| self.missing(path, &std::io::ErrorKind::NotFound.into()))?;
-                let mut file = file;
-                file.seek(SeekFrom::Start(start))
-                    .map_err(|e| self.unreadable(path, &e))?;
-                Ok((size, Box::new(file.take(size))))
+                let file = file.try_clone().map_err(|e| self.unreadable(path, &e))?;
+                (file, start, size)
             }
-        }
+        };
+        Ok((size, Range { file, at, left: size }))
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, what: &str, bytes: &[u8]) -> Result<T, Refusal> {
@@ -368,6 +372,23 @@ impl Layout {
     fn no_layout(&self, reason: &str) -> Refusal {
         let help = "name a folder or an uncompressed tar in OCI layout: skopeo copy … oci-archive:FILE:NAME";
         Refusal::new(Code::NotOciLayout, &self.name, reason, help)
+    }
+}
+
+/// A part of a file, read at its own place: clones of a descriptor share one.
+struct Range {
+    file: File,
+    at: u64,
+    left: u64,
+}
+
+impl Read for Range {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let got = self.file.read_at(&mut buffer[..most], self.at)?;
+        self.at += got as u64;
+        self.left -= got as u64;
+        Ok(got)
     }
 }
 

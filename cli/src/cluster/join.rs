@@ -1,0 +1,224 @@
+//! `cluster join`: each hop of joining as a line of a checklist.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use bulkhead_identity::ticket::Ticket;
+use bulkhead_proto::limits;
+use bulkhead_proto::wire::{JoinProgress, JoinRequest, Role, StepState};
+use clap::Args;
+use zeroize::Zeroizing;
+
+use crate::app::App;
+use crate::health;
+use crate::output::{Progress, text};
+use crate::refusal::{Code, Exit, Refusal, from_status};
+
+/// Flags of `cluster join`.
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// The file with the ticket; '-' reads it from stdin
+    #[arg(long, value_name = "FILE")]
+    ticket_file: PathBuf,
+    /// Managers of the cluster, HOST:PORT
+    #[arg(required = true, value_name = "ADDRESS", value_parser = super::advertise)]
+    addresses: Vec<String>,
+    /// IP:PORT that a joining manager listens on [default: 0.0.0.0:7443]
+    #[arg(long, value_name = "ADDRESS", value_parser = super::listen)]
+    listen: Option<String>,
+    /// HOST:PORT at which the others reach a joining manager
+    #[arg(long, value_name = "ADDRESS", value_parser = super::advertise)]
+    advertise: Option<String>,
+    /// The name that this node wishes [default: the host's]
+    #[arg(long)]
+    name: Option<String>,
+}
+
+pub(super) async fn run(options: Join, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let ticket = read_ticket(&options.ticket_file)?;
+    let program = app.program()?;
+    let before = health::status(&mut program.local()).await?;
+    let (listen, advertise) = match before.role() {
+        Role::Manager => super::addresses(options.listen, options.advertise)?,
+        Role::Worker | Role::Operator | Role::Unspecified => (String::new(), String::new()),
+    };
+    let request = JoinRequest {
+        ticket: ticket.to_string(),
+        addresses: options.addresses,
+        listen,
+        advertise,
+        name: options.name.unwrap_or_default(),
+    };
+    let mut stream = program
+        .local()
+        .join(request)
+        .await
+        .map_err(|status| from_status(&status, "cluster join"))?
+        .into_inner();
+    let mut checklist = Checklist::default();
+    let mut progress = app.progress();
+    loop {
+        let step = tokio::select! {
+            biased;
+            _ = tokio::signal::ctrl_c() => {
+                let help = "'bulkhead health --socket' shows whether the program joined";
+                return Err(Refusal::new(Code::Interrupted, "cluster join", "the program goes on joining", help));
+            }
+            step = stream.message() => step.map_err(|status| from_status(&status, "cluster join"))?,
+        };
+        let Some(step) = step else { break };
+        checklist.take(&step, &mut progress);
+    }
+    let node = checklist.joined()?;
+    app.print(&format!("{node}\n"))?;
+    Ok(Exit::Done)
+}
+
+/// Reads a ticket from a file or stdin, and checks that it is one before anybody is asked.
+pub(crate) fn read_ticket(path: &Path) -> Result<Zeroizing<String>, Refusal> {
+    let stdin = path.as_os_str() == "-";
+    let place = if stdin {
+        "stdin".to_owned()
+    } else {
+        path.display().to_string()
+    };
+    let mut bytes = Zeroizing::new(Vec::with_capacity(limits::TICKET_BYTES + 2));
+    let read = if stdin {
+        std::io::stdin()
+            .lock()
+            .take(limits::TICKET_BYTES as u64 + 1)
+            .read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path)
+            .and_then(|file| file.take(limits::TICKET_BYTES as u64 + 1).read_to_end(&mut bytes))
+    };
+    read.map_err(|e| Refusal::new(Code::Unreadable, &place, e.to_string(), "check the path"))?;
+    let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+    if let Err(e) = text.parse::<Ticket>() {
+        let help = "copy the whole ticket, as 'bulkhead cluster ticket create' printed it";
+        return Err(Refusal::new(Code::BadTicket, place, e.to_string(), help));
+    }
+    Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// The hops of joining, as they are reported.
+#[derive(Debug, Default)]
+pub(crate) struct Checklist {
+    failed: Option<(String, String, String)>,
+    node: Vec<u8>,
+}
+
+impl Checklist {
+    /// Shows a step.
+    pub(crate) fn take(&mut self, step: &JoinProgress, progress: &mut Progress<'_>) {
+        let detail = match step.detail.as_str() {
+            "" => String::new(),
+            detail => format!(" ({detail})"),
+        };
+        let line = match step.state() {
+            StepState::Unspecified => return,
+            StepState::Started => "...".to_owned(),
+            StepState::Done => format!("ok{detail}"),
+            StepState::Failed => format!("FAILED{detail}"),
+        };
+        progress.set(&step.step, &line);
+        if step.state() == StepState::Failed {
+            self.failed = Some((step.step.clone(), step.detail.clone(), step.hint.clone()));
+        }
+        if !step.node_id.is_empty() {
+            self.node.clone_from(&step.node_id);
+            self.failed = None;
+        }
+    }
+
+    /// The id of the node that joined. A hop that failed at one address and went at the next is no failure.
+    pub(crate) fn joined(self) -> Result<String, Refusal> {
+        if !self.node.is_empty() {
+            return Ok(text::id(&self.node));
+        }
+        let (step, reason, hint) = self.failed.unwrap_or_default();
+        let place = match step.as_str() {
+            "" => "cluster join".to_owned(),
+            step => format!("cluster join, step '{step}'"),
+        };
+        let reason = if reason.is_empty() {
+            "the program stopped joining".to_owned()
+        } else {
+            reason
+        };
+        let hint = if hint.is_empty() {
+            "the program's log says more".to_owned()
+        } else {
+            hint
+        };
+        Err(Refusal::new(Code::JoinFailed, place, reason, hint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::ProgressKind;
+
+    fn step(step: &str, state: StepState, detail: &str, node: &[u8]) -> JoinProgress {
+        JoinProgress {
+            step: step.into(),
+            state: state.into(),
+            detail: detail.into(),
+            hint: "make a new ticket".into(),
+            node_id: node.to_vec(),
+        }
+    }
+
+    fn joined(steps: &[JoinProgress]) -> (String, Result<String, Code>) {
+        let mut out = Vec::new();
+        let mut progress = Progress::new(ProgressKind::Plain, false, &mut out);
+        let mut checklist = Checklist::default();
+        for step in steps {
+            checklist.take(step, &mut progress);
+        }
+        let end = checklist.joined().map_err(|e| e.code());
+        (String::from_utf8(out).expect("text"), end)
+    }
+
+    #[test]
+    fn each_hop_is_a_line() {
+        use StepState::{Done, Failed, Started};
+        let (text, end) = joined(&[
+            step("tcp", Started, "", &[]),
+            step("tcp", Done, "2 ms", &[]),
+            step("ticket", Failed, "it expired", &[]),
+        ]);
+        assert_eq!(text, "tcp: ...\ntcp: ok (2 ms)\nticket: FAILED (it expired)\n");
+        assert_eq!(end, Err(Code::JoinFailed));
+        let (_, end) = joined(&[
+            step("tcp", Failed, "refused", &[]),
+            step("stream", Done, "", &[0; 16]),
+        ]);
+        assert_eq!(end, Ok("a".repeat(26)));
+        assert_eq!(
+            joined(&[]).1,
+            Err(Code::JoinFailed),
+            "a stream that ends early is no success"
+        );
+    }
+
+    #[test]
+    fn what_is_no_ticket_is_not_sent() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("t");
+        std::fs::write(&path, "BULKHEAD-1-hunter2").expect("writable");
+        let refused = read_ticket(&path).expect_err("too short");
+        assert_eq!(refused.code(), Code::BadTicket);
+        assert!(
+            !refused.to_string().contains("hunter2"),
+            "a mistyped ticket is mostly a real one"
+        );
+        std::fs::write(&path, vec![b'x'; 4096]).expect("writable");
+        assert!(read_ticket(&path).is_err());
+        assert_eq!(
+            read_ticket(Path::new("/nonexistent")).expect_err("absent").code(),
+            Code::Unreadable
+        );
+    }
+}

@@ -1,0 +1,193 @@
+//! `cluster status`: one screen.
+
+use std::fmt::Write as _;
+
+use bulkhead_proto::wire::{ClusterStatus, MemberStatus};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::output::{Format, document, table, text};
+use crate::refusal::{Exit, Refusal};
+
+pub(super) async fn run(app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let status = app.connect()?.status().await?;
+    let text = match app.global.format.unwrap_or(Format::Table) {
+        Format::Table => people(&status, text::now_ms()),
+        format => document(&json(&status), format),
+    };
+    app.print(&text)?;
+    Ok(Exit::Done)
+}
+
+fn people(status: &ClusterStatus, now: i64) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{key:<14}{value}");
+    };
+    let lab = if status.lab {
+        ", a lab: faults may be injected"
+    } else {
+        ""
+    };
+    line("cluster", format!("{}{lab}", text::id(&status.cluster_id)));
+    if status.stale {
+        line(
+            "STALE",
+            "the manager that answers is not up to date; what follows may be old".into(),
+        );
+    }
+    let leader = status.members.iter().find(|m| m.leader);
+    line(
+        "leader",
+        leader.map_or_else(|| "none known".into(), |m| format!("{} ({})", m.name, m.address)),
+    );
+    let voters = status.members.iter().filter(|m| m.voter).count();
+    let margin = match status.can_lose {
+        0 => "can lose none".to_owned(),
+        1 => "can lose 1 more manager".to_owned(),
+        more => format!("can lose {more} more managers"),
+    };
+    line(
+        "managers",
+        format!("{voters} of {} vote; {margin}", status.members.len()),
+    );
+    line(
+        "term",
+        format!(
+            "{}, commit {}, applied here {}",
+            status.term, status.index, status.applied
+        ),
+    );
+    line(
+        "tasks",
+        format!(
+            "{} running, {} pending",
+            status.running_tasks, status.pending_tasks
+        ),
+    );
+    line(
+        "certificates",
+        format!(
+            "{} trusted root{}; the first to end ends {}",
+            status.roots.len(),
+            if status.roots.len() == 1 { "" } else { "s" },
+            text::distance(status.oldest_certificate_not_after, now)
+        ),
+    );
+    line("key ring", status.key_ring.clone());
+    let autolock = if status.autolock {
+        "on: a restarted manager waits for the unlock key"
+    } else {
+        "off: a restarted manager serves by itself"
+    };
+    line("autolock", autolock.into());
+    let rows: Vec<Vec<String>> = status.members.iter().map(|m| row(m, status)).collect();
+    out.push('\n');
+    out.push_str(&table(
+        &["MEMBER", "NAME", "ADDRESS", "VOTES", "LOG", ""],
+        rows.iter().map(Vec::as_slice),
+    ));
+    out
+}
+
+fn row(member: &MemberStatus, status: &ClusterStatus) -> Vec<String> {
+    let here = if member.node_id == status.node_id {
+        "answers"
+    } else {
+        ""
+    };
+    let role = if member.leader { "leader" } else { "" };
+    let words: Vec<&str> = [role, here].into_iter().filter(|word| !word.is_empty()).collect();
+    let log = match member.matched {
+        0 => "-".to_owned(),
+        matched => matched.to_string(),
+    };
+    vec![
+        member.member_id.to_string(),
+        member.name.clone(),
+        member.address.clone(),
+        if member.voter { "yes" } else { "not yet" }.into(),
+        log,
+        words.join(", "),
+    ]
+}
+
+fn json(status: &ClusterStatus) -> Value {
+    json!({
+        "cluster_id": text::id(&status.cluster_id),
+        "index": status.index,
+        "applied": status.applied,
+        "stale": status.stale,
+        "term": status.term,
+        "leader_member": (status.leader_member != 0).then_some(status.leader_member),
+        "leader": status.members.iter().find(|m| m.leader).map(|m| m.name.clone()),
+        "can_lose": status.can_lose,
+        "lab": status.lab,
+        "autolock": status.autolock,
+        "key_ring": status.key_ring,
+        "level": status.level,
+        "roots": status.roots.iter()
+            .map(|der| bulkhead_proto::Digest::of(der).to_string()).collect::<Vec<_>>(),
+        "oldest_certificate_not_after": text::time(status.oldest_certificate_not_after),
+        "pending_tasks": status.pending_tasks,
+        "running_tasks": status.running_tasks,
+        "node_id": text::id(&status.node_id),
+        "members": status.members.iter().map(|m| json!({
+            "member_id": m.member_id, "node_id": text::id(&m.node_id), "name": m.name, "address": m.address,
+            "voter": m.voter, "leader": m.leader, "matched": m.matched,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_screen_says_who_leads_and_what_may_fail() {
+        let member = |id: u64, leader| MemberStatus {
+            member_id: id,
+            node_id: vec![u8::try_from(id).expect("small"); 16],
+            name: format!("manager-{id}"),
+            address: format!("127.77.0.{id}:7443"),
+            voter: true,
+            matched: if leader { 9 } else { 0 },
+            leader,
+        };
+        let status = ClusterStatus {
+            index: 9,
+            applied: 9,
+            cluster_id: vec![0; 16],
+            term: 2,
+            members: vec![member(1, true), member(2, false)],
+            can_lose: 1,
+            roots: vec![vec![1]],
+            oldest_certificate_not_after: 90 * 86_400_000,
+            running_tasks: 3,
+            node_id: vec![2; 16],
+            key_ring: "epoch 1, opened by 2 of 2".into(),
+            ..Default::default()
+        };
+        let want = "\
+cluster       aaaaaaaaaaaaaaaaaaaaaaaaaa
+leader        manager-1 (127.77.0.1:7443)
+managers      2 of 2 vote; can lose 1 more manager
+term          2, commit 9, applied here 9
+tasks         3 running, 0 pending
+certificates  1 trusted root; the first to end ends in 90d
+key ring      epoch 1, opened by 2 of 2
+autolock      off: a restarted manager serves by itself
+
+MEMBER  NAME       ADDRESS          VOTES  LOG
+1       manager-1  127.77.0.1:7443  yes    9    leader
+2       manager-2  127.77.0.2:7443  yes    -    answers
+";
+        assert_eq!(people(&status, 0), want);
+        let stale = ClusterStatus {
+            stale: true,
+            ..ClusterStatus::default()
+        };
+        assert!(people(&stale, 0).contains("STALE") && people(&stale, 0).contains("none known"));
+    }
+}

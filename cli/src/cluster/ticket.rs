@@ -1,0 +1,321 @@
+//! `cluster ticket`: the rights to join.
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use bulkhead_proto::limits;
+use bulkhead_proto::wire::{
+    CreateTicketRequest, CreateTicketResponse, Label, ListRequest, RemoveRequest, Role, Ticket,
+};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::app::App;
+use crate::connection::{Connection, pages};
+use crate::field;
+use crate::output::{Filters, Format, Listing, Row, document, text};
+use crate::quantity;
+use crate::refusal::{Code, Exit, Refusal};
+
+/// What can be done with tickets.
+#[derive(Debug, Subcommand)]
+pub(crate) enum TicketVerb {
+    /// Makes a ticket and prints it, once
+    Create(Create),
+    /// Lists the tickets, without their secrets
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        filters: Filters,
+    },
+    /// Makes tickets worthless; who joined with one stays
+    #[command(visible_alias = "rm")]
+    Revoke {
+        /// Ids or unique prefixes of ids
+        #[arg(required = true, value_name = "TICKET")]
+        tickets: Vec<String>,
+    },
+}
+
+/// Flags of `cluster ticket create`.
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// What the holder becomes: worker, manager or operator
+    #[arg(long, value_parser = any_role)]
+    role: Role,
+    /// How long it can be used
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = validity)]
+    ttl: Duration,
+    /// How many may join with it
+    #[arg(long, value_name = "COUNT", default_value_t = limits::TICKET_USES,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::TICKET_USES_MAX)))]
+    uses: u32,
+    /// A label of the nodes that join with it, key=value
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = field::label_value)]
+    label: Vec<Label>,
+}
+
+impl Create {
+    /// One ticket with the defaults.
+    pub(crate) fn plain(role: Role) -> Self {
+        Self {
+            role,
+            ttl: limits::TICKET_VALIDITY,
+            uses: limits::TICKET_USES,
+            label: Vec::new(),
+        }
+    }
+
+    /// As [`Create::plain`], for several.
+    pub(crate) fn for_uses(role: Role, uses: u32) -> Self {
+        Self {
+            uses,
+            ..Self::plain(role)
+        }
+    }
+}
+
+fn validity(text: &str) -> Result<Duration, String> {
+    let ttl = quantity::duration(text).map_err(|e| e.one_line())?;
+    if ttl < Duration::from_secs(1) || ttl > limits::TICKET_VALIDITY_MAX {
+        return Err(format!("from 1s to {}", text::rough(limits::TICKET_VALIDITY_MAX)));
+    }
+    Ok(ttl)
+}
+
+/// The role of a node.
+pub(crate) fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "manager" => Ok(Role::Manager),
+        "worker" => Ok(Role::Worker),
+        _ => Err("one of worker, manager".into()),
+    }
+}
+
+fn any_role(text: &str) -> Result<Role, String> {
+    match text {
+        "operator" => Ok(Role::Operator),
+        text => role(text).map_err(|_| "one of worker, manager, operator".into()),
+    }
+}
+
+pub(crate) async fn run(verb: TicketVerb, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    match verb {
+        TicketVerb::Create(options) => create(options, app).await,
+        TicketVerb::Ls { filters } => ls(app, &filters).await,
+        TicketVerb::Revoke { tickets } => {
+            let mut connection = app.connect()?;
+            for selector in tickets {
+                let place = format!("ticket {selector}");
+                let request = RemoveRequest {
+                    request_id: text::new_id().to_vec(),
+                    selector,
+                    force: false,
+                };
+                let answer = connection
+                    .change(&place, async |mut c| c.revoke_ticket(request.clone()).await)
+                    .await?;
+                app.print(&format!("{}\n", text::id(&answer.id)))?;
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Asks the cluster for a ticket.
+pub(crate) async fn issue(
+    connection: &mut Connection,
+    options: &Create,
+) -> Result<CreateTicketResponse, Refusal> {
+    let request = CreateTicketRequest {
+        request_id: text::new_id().to_vec(),
+        ticket_id: text::new_id().to_vec(),
+        role: options.role.into(),
+        ttl_ms: u64::try_from(options.ttl.as_millis()).unwrap_or(u64::MAX),
+        uses: options.uses,
+        labels: options.label.clone(),
+    };
+    connection
+        .change("cluster ticket", async |mut c| {
+            c.create_ticket(request.clone()).await
+        })
+        .await
+}
+
+pub(crate) async fn create(options: Create, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let mut answer = issue(&mut app.connect()?, &options).await?;
+    let ticket = Zeroizing::new(std::mem::take(&mut answer.ticket));
+    let managers: Vec<&str> = answer.managers.iter().map(|m| m.address.as_str()).collect();
+    match app.global.format {
+        Some(format @ (Format::Json | Format::Jsonl)) => {
+            let value = json!({
+                "id": text::id(&answer.id), "ticket": ticket.as_str(), "role": text::role(options.role),
+                "expires_at": text::time(answer.expires_at), "uses": options.uses, "managers": managers,
+            });
+            app.print(&document(&value, format))?;
+        }
+        Some(Format::Table) | None => app.print(&format!("{}\n", ticket.as_str()))?,
+    }
+    if !app.global.quiet {
+        for line in next_steps(options.role, options.uses, answer.expires_at, &managers) {
+            app.say(&line);
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// What the holder does with a ticket.
+fn next_steps(role: Role, uses: u32, expires_at: i64, managers: &[&str]) -> Vec<String> {
+    let until = text::time(expires_at);
+    let first = format!(
+        "this ticket lets {uses} {}{} join until {}; it is shown once",
+        text::role(role),
+        if uses == 1 { "" } else { "s" },
+        until.as_str().unwrap_or("it is revoked")
+    );
+    let addresses = if managers.is_empty() {
+        "HOST:PORT".to_owned()
+    } else {
+        managers.join(" ")
+    };
+    let command = match role {
+        Role::Operator => format!("  bulkhead operator join --ticket-file FILE {addresses}"),
+        Role::Manager => {
+            format!(
+                "  bulkhead cluster join --socket DIR/manager.sock --ticket-file FILE --advertise HOST:PORT {addresses}"
+            )
+        }
+        Role::Worker | Role::Unspecified => {
+            format!("  bulkhead cluster join --socket DIR/worker/worker.sock --ticket-file FILE {addresses}")
+        }
+    };
+    vec![
+        first,
+        "put it into a file (or pipe it, with '-' as the file), and run there:".into(),
+        command,
+    ]
+}
+
+async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<Exit, Refusal> {
+    let mut connection = app.connect()?;
+    let tickets = pages!(
+        connection,
+        "tickets",
+        list_tickets,
+        ListRequest::default(),
+        tickets
+    );
+    let now = text::now_ms();
+    let row = |ticket: &Ticket| {
+        let id = text::id(&ticket.id);
+        Row {
+            cells: vec![
+                app.id_cell(&id),
+                text::role(ticket.role()).into(),
+                ticket.uses_left.to_string(),
+                text::distance(ticket.expires_at, now),
+            ],
+            json: json!({
+                "id": id, "role": text::role(ticket.role()), "uses_left": ticket.uses_left,
+                "expires_at": text::time(ticket.expires_at), "labels": text::labels(&ticket.labels),
+            }),
+            id,
+        }
+    };
+    let listing = Listing {
+        headers: &["ID", "ROLE", "USES LEFT", "EXPIRES"],
+        keys: &["id", "role"],
+        rows: tickets.iter().map(row).collect(),
+    };
+    app.list(listing, filters)?;
+    Ok(Exit::Done)
+}
+
+/// Writes `manager.ticket` and `worker.ticket` for machines that join by themselves.
+pub(crate) async fn write_files(
+    connection: &mut Connection,
+    folder: &Path,
+    uses: u32,
+) -> Result<(), Refusal> {
+    for role in [Role::Manager, Role::Worker] {
+        let mut answer = issue(connection, &Create::for_uses(role, uses)).await?;
+        let ticket = Zeroizing::new(std::mem::take(&mut answer.ticket));
+        write_file(&folder.join(format!("{}.ticket", text::role(role))), &ticket)?;
+    }
+    Ok(())
+}
+
+/// Writes a ticket for its owner alone. The name appears with the whole ticket: someone may wait for it.
+pub(crate) fn write_file(path: &Path, ticket: &str) -> Result<(), Refusal> {
+    let partial = path.with_extension("partial");
+    let write = || {
+        use std::io::Write;
+        let mut file = std::fs::File::options()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&partial)?;
+        file.write_all(format!("{ticket}\n").as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)
+    };
+    write().map_err(|e: std::io::Error| {
+        let place = path.display().to_string();
+        Refusal::new(
+            Code::Unwritable,
+            place,
+            e.to_string(),
+            "name a folder that is there and writable",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_step_is_a_whole_command() {
+        let steps = next_steps(Role::Worker, 2, 1_000, &["m1:7443", "m2:7443"]);
+        assert!(
+            steps[0].starts_with("this ticket lets 2 workers join until 1970-01-01"),
+            "{steps:?}"
+        );
+        assert_eq!(
+            steps[2],
+            "  bulkhead cluster join --socket DIR/worker/worker.sock --ticket-file FILE m1:7443 m2:7443"
+        );
+    }
+
+    #[test]
+    fn a_ticket_file_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("worker.ticket");
+        write_file(&path, "T").expect("a writable folder");
+        assert_eq!(std::fs::read(&path).expect("it is there"), b"T\n");
+        let mode = std::fs::metadata(&path)
+            .expect("it is there")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(write_file(&folder.path().join("none/x.ticket"), "T").is_err());
+    }
+
+    #[test]
+    fn roles_and_lifetimes_are_bounded() {
+        assert!(role("operator").is_err() && any_role("operator").is_ok() && any_role("root").is_err());
+        for (text, good) in [
+            ("1h", true),
+            ("30d", true),
+            ("31d", false),
+            ("0", false),
+            ("10ms", false),
+        ] {
+            assert_eq!(validity(text).is_ok(), good, "{text}");
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! One conversation with a cluster: finds a manager that answers, and tries again where that is safe.
+//!
+//! Every change carries ids that the caller chose, so the same change sent twice is one. Hence a broken connection or an
+//! election is waited out; what stays open after that is said to be unknown, never failed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bulkhead_proto::wire::control_client::ControlClient;
+use bulkhead_proto::wire::local_client::LocalClient;
+use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest};
+use bulkhead_proto::{Code, limits};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use bulkhead_identity::tls::{self, Expect};
+
+use crate::context::{Context, reorder};
+use crate::refusal::{Refusal, from_status};
+
+/// A manager that says nothing for this long is passed over for the next.
+const PROBE: Duration = Duration::from_secs(1);
+/// One try of an ordinary request.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Tries end after this time: an election is over long before, and a person still waits.
+const RETRY: Duration = Duration::from_secs(10);
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_millis(800);
+
+/// The control service of one manager.
+pub(crate) type Control = ControlClient<Channel>;
+
+/// How long a request may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// One try.
+    pub(crate) attempt: Duration,
+    /// All of them.
+    pub(crate) total: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            attempt: ATTEMPT,
+            total: RETRY,
+        }
+    }
+}
+
+impl Patience {
+    /// For blobs, whose one try may be long.
+    pub(crate) fn for_blobs() -> Self {
+        Self {
+            attempt: Duration::from_secs(600),
+            total: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A way to one manager; the channel connects when it is used.
+#[derive(Debug, Clone)]
+struct Endpoint {
+    address: String,
+    channel: Channel,
+}
+
+/// What a retry means for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Nothing changes.
+    Read,
+    /// Something may have changed although no answer came.
+    Change,
+}
+
+/// A conversation with the managers of one cluster, or with one program's socket.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    endpoints: Vec<Endpoint>,
+    /// The one that answers; `None`: to be found.
+    chosen: Option<usize>,
+    /// Where the search begins.
+    next: usize,
+    /// Where to remember who answered. `None`: a socket, which is one program, so there is nobody else to ask.
+    context: Option<Context>,
+}
+
+impl Connection {
+    /// With the cluster of a context, as its operator.
+    pub(crate) fn through(context: Context) -> Result<Self, Refusal> {
+        let identity = context.identity()?;
+        let addresses = context.managers()?;
+        let endpoint = |address: &String| {
+            let channel = tls::channel(&identity, address, Expect::AnyManager).map_err(|e| {
+                let help = "correct the context's list of managers, or make the context again";
+                Refusal::new(Code::Unreachable, address, e.to_string(), help)
+            })?;
+            Ok(Endpoint {
+                address: address.clone(),
+                channel,
+            })
+        };
+        Ok(Self {
+            endpoints: addresses.iter().map(endpoint).collect::<Result<_, _>>()?,
+            chosen: None,
+            next: 0,
+            context: Some(context),
+        })
+    }
+
+    /// Through the local socket of one program.
+    pub(crate) fn to_socket(path: &Path) -> Result<Self, Refusal> {
+        let address = path.display().to_string();
+        if !path.exists() {
+            let help = "check the path, and that the program runs";
+            return Err(Refusal::new(
+                Code::Unreachable,
+                address,
+                "there is no such socket",
+                help,
+            ));
+        }
+        let channel = tonic::transport::Endpoint::from_shared(format!("unix://{address}"))
+            .map_err(|e| Refusal::new(Code::BadField, "--socket", e.to_string(), "name a plain path"))?
+            .connect_lazy();
+        Ok(Self {
+            endpoints: vec![Endpoint { address, channel }],
+            chosen: Some(0),
+            next: 0,
+            context: None,
+        })
+    }
+
+    /// The service of the program behind a local socket.
+    pub(crate) fn local(&self) -> LocalClient<Channel> {
+        LocalClient::new(self.endpoints[0].channel.clone())
+    }
+
+    /// Asks, without changing anything.
+    pub(crate) async fn ask<R>(
+        &mut self,
+        place: &str,
+        call: impl AsyncFn(Control) -> Result<Response<R>, Status>,
+    ) -> Result<R, Refusal> {
+        self.call(Effect::Read, Patience::default(), place, call).await
+    }
+
+    /// Changes something. The request inside `call` is the same on each try, ids included.
+    pub(crate) async fn change<R>(
+        &mut self,
+        place: &str,
+        call: impl AsyncFn(Control) -> Result<Response<R>, Status>,
+    ) -> Result<R, Refusal> {
+        self.call(Effect::Change, Patience::default(), place, call).await
+    }
+
+    /// Calls until it is answered, refused or out of patience.
+    pub(crate) async fn call<R>(
+        &mut self,
+        effect: Effect,
+        patience: Patience,
+        place: &str,
+        call: impl AsyncFn(Control) -> Result<Response<R>, Status>,
+    ) -> Result<R, Refusal> {
+        let deadline = Instant::now() + patience.total;
+        let mut backoff = FIRST_BACKOFF;
+        let mut sent = false;
+        loop {
+            let failure = match self.choose().await {
+                Err(refusal) => refusal,
+                Ok(at) => {
+                    let until = deadline.min(Instant::now() + patience.attempt);
+                    match timeout_at(until, call(self.client(at))).await {
+                        Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                        Ok(Err(status)) => match after(&status) {
+                            Next::Give => return Err(from_status(&status, place)),
+                            Next::Again { sent: this } => {
+                                sent |= this;
+                                self.move_on(at);
+                                from_status(&status, place)
+                            }
+                        },
+                        Err(_) => {
+                            sent = true;
+                            self.move_on(at);
+                            let reason = format!("{} did not answer in time", self.endpoints[at].address);
+                            Refusal::new(
+                                Code::Unreachable,
+                                place,
+                                reason,
+                                "'bulkhead cluster status' shows who is up",
+                            )
+                        }
+                    }
+                }
+            };
+            if Instant::now() + backoff >= deadline {
+                return Err(give_up(effect, sent, place, failure));
+            }
+            sleep(backoff).await;
+            backoff = LONGEST_BACKOFF.min(backoff * 2);
+        }
+    }
+
+    /// The state of the cluster, even from a manager that is not up to date.
+    pub(crate) async fn status(&mut self) -> Result<ClusterStatus, Refusal> {
+        self.ask("cluster status", async |mut control| {
+            control.get_cluster_status(GetClusterStatusRequest {}).await
+        })
+        .await
+    }
+
+    fn client(&self, at: usize) -> Control {
+        ControlClient::new(self.endpoints[at].channel.clone())
+            .max_decoding_message_size(limits::MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MESSAGE_BYTES)
+    }
+
+    fn move_on(&mut self, from: usize) {
+        if self.context.is_some() {
+            self.chosen = None;
+            self.next = from + 1;
+        }
+    }
+
+    /// The manager that answered before; else the first fresh one, else one that answers at all.
+    async fn choose(&mut self) -> Result<usize, Refusal> {
+        if let Some(at) = self.chosen {
+            return Ok(at);
+        }
+        let count = self.endpoints.len();
+        let (mut stale, mut reasons) = (None, Vec::new());
+        for at in (0..count).map(|step| (self.next + step) % count) {
+            let address = &self.endpoints[at].address;
+            let mut control = self.client(at);
+            match timeout(PROBE, control.get_cluster_status(GetClusterStatusRequest {})).await {
+                Ok(Ok(answer)) => {
+                    let status = answer.into_inner();
+                    if !status.stale {
+                        self.chosen = Some(at);
+                        self.remember(at, &status);
+                        return Ok(at);
+                    }
+                    stale = stale.or(Some(at));
+                }
+                // Being turned away is an answer, and no other manager would say otherwise.
+                Ok(Err(status)) if after(&status) == Next::Give => return Err(from_status(&status, address)),
+                Ok(Err(status)) => reasons.push(format!("{address}: {}", chain(&status))),
+                Err(_) => reasons.push(format!("{address}: no answer within {} s", PROBE.as_secs())),
+            }
+        }
+        if let Some(at) = stale {
+            self.chosen = Some(at);
+            return Ok(at);
+        }
+        let reason = if reasons.is_empty() {
+            "the context lists no manager".to_owned()
+        } else {
+            reasons.join("; ")
+        };
+        let help = "check that the managers run and that their ports can be reached from here";
+        Err(Refusal::new(Code::Unreachable, "managers", reason, help))
+    }
+
+    /// Keeps who answered, and who else there is, for the next command.
+    fn remember(&self, at: usize, status: &ClusterStatus) {
+        let Some(context) = &self.context else { return };
+        let kept: Vec<String> = self.endpoints.iter().map(|e| e.address.clone()).collect();
+        let members: Vec<String> = status
+            .members
+            .iter()
+            .map(|member| member.address.clone())
+            .collect();
+        if let Some(list) = reorder(&kept, Some(at), &members) {
+            // Only a shortcut: without it the next command looks for a manager as this one did.
+            let _ = context.keep_managers(&list);
+        }
+    }
+}
+
+/// Every object of a list, page by page.
+macro_rules! pages {
+    ($connection:expr, $place:expr, $method:ident, $request:expr, $field:ident) => {{
+        let mut request = $request;
+        let mut all = Vec::new();
+        loop {
+            let answer = $connection
+                .ask($place, async |mut control| control.$method(request.clone()).await)
+                .await?;
+            all.extend(answer.$field);
+            if answer.next.is_empty() {
+                break all;
+            }
+            request.after = answer.next;
+        }
+    }};
+}
+pub(crate) use pages;
+
+/// What to do after a failed try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// The answer stands.
+    Give,
+    /// Try again; `sent`: this try may have had its effect.
+    Again { sent: bool },
+}
+
+fn after(status: &Status) -> Next {
+    use tonic::Code as Grpc;
+    if let Some(code) = crate::refusal::code_of(status) {
+        return match code {
+            Code::NoQuorum | Code::Busy => Next::Again { sent: false },
+            Code::OutcomeUnknown => Next::Again { sent: true },
+            _ => Next::Give,
+        };
+    }
+    let source = std::error::Error::source(status);
+    match status.code() {
+        Grpc::Unavailable => Next::Again {
+            sent: !never_connected(source),
+        },
+        Grpc::DeadlineExceeded => Next::Again { sent: true },
+        // With a source it was the transport that failed; without, the manager said so itself.
+        Grpc::Unknown | Grpc::Cancelled | Grpc::Internal if source.is_some() => Next::Again {
+            sent: !never_connected(source),
+        },
+        _ => Next::Give,
+    }
+}
+
+fn never_connected(mut cause: Option<&(dyn std::error::Error + 'static)>) -> bool {
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// The innermost cause, which says what went wrong; the layers around it only repeat that something did.
+fn chain(status: &Status) -> String {
+    let mut cause = std::error::Error::source(status);
+    let mut text = status.message().to_owned();
+    while let Some(error) = cause {
+        text = error.to_string();
+        cause = error.source();
+    }
+    text
+}
+
+fn give_up(effect: Effect, sent: bool, place: &str, last: Refusal) -> Refusal {
+    if effect == Effect::Read || !sent {
+        return last;
+    }
+    let reason = format!("the change was sent, and no answer came: {}", last.reason());
+    let help = "it may have been made; look with 'ls' or 'inspect' before you try again";
+    Refusal::new(Code::OutcomeUnknown, place, reason, help)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_proto::CODE_KEY;
+
+    fn coded(code: Code) -> Status {
+        let mut status = Status::unavailable("x");
+        status
+            .metadata_mut()
+            .insert(CODE_KEY, code.as_str().parse().expect("ASCII"));
+        status
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let connect = tonic::ConnectError("refused".into());
+        let refused = Status::from_error(Box::new(connect));
+        let cases = [
+            (refused, Next::Again { sent: false }),
+            (Status::unavailable("gone"), Next::Again { sent: true }),
+            (Status::deadline_exceeded("late"), Next::Again { sent: true }),
+            (Status::permission_denied("no"), Next::Give),
+            (Status::internal("bug"), Next::Give),
+            (Status::not_found("no"), Next::Give),
+            (coded(Code::NoQuorum), Next::Again { sent: false }),
+            (coded(Code::OutcomeUnknown), Next::Again { sent: true }),
+            (coded(Code::StorageFull), Next::Give),
+        ];
+        for (status, want) in cases {
+            assert_eq!(after(&status), want, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_change_that_was_sent_is_unknown() {
+        let last = || Refusal::new(Code::NoQuorum, "x", "no leader", "wait");
+        assert_eq!(
+            give_up(Effect::Change, true, "x", last()).code(),
+            Code::OutcomeUnknown
+        );
+        assert_eq!(give_up(Effect::Change, false, "x", last()).code(), Code::NoQuorum);
+        assert_eq!(give_up(Effect::Read, true, "x", last()).code(), Code::NoQuorum);
+    }
+}

@@ -1,0 +1,75 @@
+//! `health`: whether one program is ready, for health checks of containers and units.
+
+use bulkhead_proto::wire::{GetLocalStatusRequest, LocalStatus, Phase};
+use serde_json::json;
+
+use crate::app::App;
+use crate::output::{Format, document, text};
+use crate::refusal::{Code, Exit, Refusal, from_status};
+
+/// A health check that takes longer has failed.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+pub(crate) async fn run(app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let status = status(&mut app.program()?.local()).await?;
+    let text = match app.global.format.unwrap_or(Format::Table) {
+        Format::Table => format!("{}\n", verdict(&status)),
+        format => document(
+            &json!({
+                "phase": phase(&status), "role": text::role(status.role()), "ready": status.ready,
+                "leader": status.leader, "detail": status.detail, "name": status.name,
+                "node_id": text::id(&status.node_id), "cluster_id": text::id(&status.cluster_id),
+                "certificate_not_after": text::time(status.certificate_not_after),
+            }),
+            format,
+        ),
+    };
+    app.print(&text)?;
+    if status.ready {
+        return Ok(Exit::Done);
+    }
+    let help = "wait, or read the program's log; a program without a cluster needs 'bulkhead cluster init' or 'join'";
+    Err(Refusal::new(Code::NotReady, "health", verdict(&status), help))
+}
+
+/// What a program says of itself over its local socket.
+pub(crate) async fn status(
+    local: &mut bulkhead_proto::wire::local_client::LocalClient<tonic::transport::Channel>,
+) -> Result<LocalStatus, Refusal> {
+    match tokio::time::timeout(PATIENCE, local.get_status(GetLocalStatusRequest {})).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(from_status(&status, "local socket")),
+        Err(_) => {
+            let reason = format!("no answer within {} s", PATIENCE.as_secs());
+            Err(Refusal::new(
+                Code::NotReady,
+                "local socket",
+                reason,
+                "read the program's log",
+            ))
+        }
+    }
+}
+
+pub(crate) fn phase(status: &LocalStatus) -> &'static str {
+    match status.phase() {
+        Phase::Unspecified => "unknown",
+        Phase::Uninitialised => "uninitialised",
+        Phase::Joining => "joining",
+        Phase::Member => "member",
+        Phase::Stopped => "stopped",
+    }
+}
+
+fn verdict(status: &LocalStatus) -> String {
+    let ready = if status.ready { "ready" } else { "not ready" };
+    let detail = match status.detail.as_str() {
+        "" => String::new(),
+        detail => format!(": {detail}"),
+    };
+    format!(
+        "{ready} ({} {}){detail}",
+        text::role(status.role()),
+        phase(status)
+    )
+}

@@ -1,0 +1,346 @@
+//! `node`: the machines of the cluster, managers and workers.
+
+use bulkhead_proto::wire::{
+    Availability, ClusterStatus, Label, ListRequest, ListTasksRequest, Node, NodeStatus, RemoveRequest, Role,
+    TaskState, UpdateNodeRequest,
+};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::connection::{Connection, pages};
+use crate::field;
+use crate::output::{Filters, Listing, Row, text};
+use crate::refusal::{Code, Exit, Refusal};
+use crate::wait::{self, Patience};
+
+/// What can be done with nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeVerb {
+    /// Lists the nodes
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        filters: Filters,
+    },
+    /// Shows nodes whole
+    Inspect {
+        /// Names, ids or unique prefixes of ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Changes a node's labels
+    Update(Update),
+    /// Takes the tasks off nodes and gives them no new ones
+    Drain {
+        #[command(flatten)]
+        which: Which,
+        /// Does not wait until the tasks are gone
+        #[arg(short, long)]
+        detach: bool,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Gives nodes no new tasks
+    Pause(Which),
+    /// Gives nodes tasks again
+    Activate(Which),
+    /// Removes nodes from the cluster for ever
+    #[command(visible_alias = "remove")]
+    Rm {
+        #[command(flatten)]
+        which: Which,
+        /// Even a node that is ready
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// One or several nodes.
+#[derive(Debug, Args)]
+pub(crate) struct Which {
+    /// Names, ids or unique prefixes of ids
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
+}
+
+/// Flags of `node update`.
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    /// Name, id or unique prefix of an id
+    node: String,
+    /// Sets a label, key=value
+    #[arg(long, value_name = "KEY=VALUE", value_parser = field::label_value)]
+    label_add: Vec<Label>,
+    /// Removes a label
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    /// active, pause or drain
+    #[arg(long, value_parser = availability)]
+    availability: Option<Availability>,
+}
+
+fn availability(text: &str) -> Result<Availability, String> {
+    match text {
+        "active" => Ok(Availability::Active),
+        "pause" => Ok(Availability::Pause),
+        "drain" => Ok(Availability::Drain),
+        _ => Err("one of active, pause, drain".into()),
+    }
+}
+
+pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    match verb {
+        NodeVerb::Ls { filters } => ls(app, &filters).await?,
+        NodeVerb::Inspect { nodes } => {
+            let mut connection = app.connect()?;
+            let status = connection.status().await?;
+            let mut found = Vec::new();
+            for selector in &nodes {
+                found.push(json(&one(&mut connection, selector).await?, &status));
+            }
+            app.inspect(&found)?;
+        }
+        NodeVerb::Update(update) => {
+            let request = UpdateNodeRequest {
+                selector: update.node,
+                availability: update.availability.unwrap_or_default().into(),
+                label_add: update.label_add,
+                label_rm: update.label_rm,
+                ..Default::default()
+            };
+            change(app, request).await?;
+        }
+        NodeVerb::Drain {
+            which,
+            detach,
+            patience,
+        } => {
+            set(app, &which, Availability::Drain).await?;
+            if !detach {
+                return drained(app, &which.nodes, patience).await;
+            }
+        }
+        NodeVerb::Pause(which) => set(app, &which, Availability::Pause).await?,
+        NodeVerb::Activate(which) => set(app, &which, Availability::Active).await?,
+        NodeVerb::Rm { which, force } => {
+            app.confirm(&format!("Remove {} for ever?", which.nodes.join(", ")))?;
+            let mut connection = app.connect()?;
+            for selector in which.nodes {
+                let place = format!("node {selector}");
+                let request = RemoveRequest {
+                    request_id: text::new_id().to_vec(),
+                    selector,
+                    force,
+                };
+                let answer = connection
+                    .change(&place, async |mut c| c.remove_node(request.clone()).await)
+                    .await?;
+                app.print(&format!("{}\n", text::id(&answer.id)))?;
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn set(app: &mut App<'_>, which: &Which, availability: Availability) -> Result<(), Refusal> {
+    for selector in &which.nodes {
+        let request = UpdateNodeRequest {
+            selector: selector.clone(),
+            availability: availability.into(),
+            ..Default::default()
+        };
+        change(app, request).await?;
+    }
+    Ok(())
+}
+
+async fn change(app: &mut App<'_>, mut request: UpdateNodeRequest) -> Result<(), Refusal> {
+    request.request_id = text::new_id().to_vec();
+    let place = format!("node {}", request.selector);
+    let answer = app
+        .connect()?
+        .change(&place, async |mut c| c.update_node(request.clone()).await)
+        .await?;
+    app.print(&format!("{}\n", text::id(&answer.id)))
+}
+
+/// Waits until no task runs on the nodes.
+async fn drained(app: &mut App<'_>, nodes: &[String], patience: Patience) -> Result<Exit, Refusal> {
+    let mut connection = app.connect()?;
+    let mut progress = app.progress();
+    let poll = async {
+        loop {
+            let mut left = 0;
+            for node in nodes {
+                let request = ListTasksRequest {
+                    node: node.clone(),
+                    ..Default::default()
+                };
+                let tasks = pages!(connection, "tasks", list_tasks, request, tasks);
+                let live = tasks.iter().filter(|t| {
+                    let state = t
+                        .task
+                        .as_ref()
+                        .and_then(|t| t.status.as_ref())
+                        .map_or(0, |s| s.state);
+                    state < TaskState::Complete as i32
+                });
+                let count = live.count();
+                progress.set(node, &format!("{count} tasks left"));
+                left += count;
+            }
+            if left == 0 {
+                return Ok(Exit::Done);
+            }
+            tokio::time::sleep(wait::POLL).await;
+        }
+    };
+    let help = "the tasks go on leaving; 'bulkhead node ls' and 'bulkhead task ls' show how far it is";
+    wait::bounded(patience, "node drain", help, poll).await
+}
+
+async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
+    let mut connection = app.connect()?;
+    let status = connection.status().await?;
+    let nodes = pages!(connection, "nodes", list_nodes, ListRequest::default(), nodes);
+    let now = text::now_ms();
+    let rows = nodes
+        .iter()
+        .map(|node| {
+            let json = json(node, &status);
+            let id = text::id(&node.id);
+            let word = |key: &str| json[key].as_str().unwrap_or("-").to_owned();
+            let leader = if json["leader"] == true { "leader" } else { "" };
+            Row {
+                cells: vec![
+                    app.id_cell(&id),
+                    node.name.clone(),
+                    word("role"),
+                    word("state"),
+                    word("availability"),
+                    node.address.clone(),
+                    leader.into(),
+                    text::distance(not_after(node), now),
+                    node.description
+                        .as_ref()
+                        .map_or_else(String::new, |d| d.program_version.clone()),
+                ],
+                id,
+                json,
+            }
+        })
+        .collect();
+    let listing = Listing {
+        headers: &[
+            "ID",
+            "NAME",
+            "ROLE",
+            "STATE",
+            "AVAILABILITY",
+            "ADDRESS",
+            "LEADER",
+            "CERTIFICATE ENDS",
+            "VERSION",
+        ],
+        keys: &["id", "name", "role", "state", "availability", "leader", "address"],
+        rows,
+    };
+    app.list(listing, filters)
+}
+
+/// The one node that a selector names.
+pub(crate) async fn one(connection: &mut Connection, selector: &str) -> Result<Node, Refusal> {
+    let request = ListRequest {
+        selector: selector.to_owned(),
+        ..Default::default()
+    };
+    let place = format!("node {selector}");
+    let found = pages!(connection, &place, list_nodes, request, nodes);
+    found.into_iter().next().ok_or_else(|| absent(&place, "node"))
+}
+
+/// A list that came back empty for a name.
+pub(crate) fn absent(place: &str, noun: &str) -> Refusal {
+    let help = format!("'bulkhead {noun} ls' shows what there is");
+    Refusal::new(
+        Code::NotFound,
+        place,
+        "there is none of this name, id or prefix",
+        help,
+    )
+}
+
+fn not_after(node: &Node) -> i64 {
+    node.keys.iter().map(|key| key.not_after).max().unwrap_or(0)
+}
+
+fn state(node: &Node) -> &'static str {
+    match node.status() {
+        NodeStatus::Unspecified | NodeStatus::Unknown => "unknown",
+        NodeStatus::Ready => "ready",
+        NodeStatus::Down => "down",
+    }
+}
+
+fn availability_word(node: &Node) -> &'static str {
+    match node.availability() {
+        Availability::Unspecified | Availability::Active => "active",
+        Availability::Pause => "pause",
+        Availability::Drain => "drain",
+    }
+}
+
+/// A node in a few words, for events.
+pub(crate) fn summary(node: &Node) -> String {
+    format!(
+        "{} {} {}",
+        text::role(node.role()),
+        state(node),
+        availability_word(node)
+    )
+}
+
+/// A node as scripts read it.
+pub(crate) fn json(node: &Node, status: &ClusterStatus) -> Value {
+    let manager = node.role() == Role::Manager;
+    let member = status.members.iter().find(|m| manager && m.node_id == node.id);
+    let about = node.description.as_ref();
+    json!({
+        "id": text::id(&node.id),
+        "name": node.name,
+        "role": text::role(node.role()),
+        "address": node.address,
+        "state": state(node),
+        "state_reason": node.status_reason,
+        "state_since": text::time(node.status_since),
+        "availability": availability_word(node),
+        "leader": member.is_some_and(|m| m.leader),
+        "voter": member.is_some_and(|m| m.voter),
+        "member_id": node.member_id,
+        "labels": text::labels(&node.labels),
+        "certificate_not_after": text::time(not_after(node)),
+        "keys": node.keys.iter().map(|key| json!({
+            "key_id": hex(&key.key_id),
+            "not_before": text::time(key.not_before),
+            "not_after": text::time(key.not_after),
+        })).collect::<Vec<_>>(),
+        "description": about.map(|about| json!({
+            "hostname": about.hostname,
+            "architecture": about.architecture,
+            "operating_system": about.operating_system,
+            "kernel": about.kernel,
+            "cpu_millis": about.cpu_millis,
+            "memory_bytes": about.memory_bytes,
+            "program_version": about.program_version,
+            "features": about.features.iter()
+                .map(|f| (f.name.clone(), Value::String(f.state.clone()))).collect::<serde_json::Map<_, _>>(),
+        })),
+        "created_at": text::time(node.meta.as_ref().map_or(0, |m| m.created_at)),
+    })
+}
+
+/// Bytes as hex, for digests and key ids.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
