@@ -596,3 +596,23 @@ async fn a_session_ends_with_the_certificate_that_began_it() {
         (tonic::Code::PermissionDenied, "BH-E0047")
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_that_hears_no_leader_serves_no_session() {
+    let manager = Manager::start().await;
+    let identity = manager.admitted(Role::Worker, "worker-1").await;
+    let mut worker = Worker::begin(&manager, &identity).await;
+    worker.assignments().await;
+    manager.replica.shutdown().await;
+    assert_eq!(worker.end().await.code(), tonic::Code::Unavailable);
+    let (_up, messages) = mpsc::channel(1);
+    let mut client = DispatcherClient::new(manager.channel(&identity));
+    let refused = client
+        .session(ReceiverStream::new(messages))
+        .await
+        .expect_err("it cannot tell");
+    assert_eq!(
+        (refused.code(), code(&refused)),
+        (tonic::Code::Unavailable, "BH-E0104")
+    );
+}
