@@ -270,8 +270,7 @@ impl Service for Control {
     async fn remove_node(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {
         let (actor, request) = split(request)?;
         let members = self.0.replica.members();
-        let is_member = |id| members.nodes.contains_key(&id);
-        let decide = |state: &State| nodes::remove(state, &request, is_member, self.now());
+        let decide = |state: &State| nodes::remove(state, &request, &members, self.now());
         self.change::<wire::Node>(&actor, &request.request_id, decide)
             .await
             .map(Response::new)

@@ -5,6 +5,7 @@ use bulkhead_proto::wire::{
     UpdateNodeRequest, change,
 };
 use bulkhead_proto::{Code, NodeId};
+use bulkhead_raft::Members;
 use bulkhead_raft::state::{Key, State};
 use tonic::Status;
 
@@ -53,20 +54,22 @@ fn set(labels: &mut Vec<Label>, added: &Label) {
     }
 }
 
-/// Removes a worker, or a manager that has left Raft. Its keys are never served again.
+/// Removes a worker, a manager that has left Raft, or one that is lost for good. Its keys are never served again.
 pub(super) fn remove(
     state: &State,
     request: &RemoveRequest,
-    is_member: impl Fn(u64) -> bool,
+    raft: &Members,
     now_ms: i64,
 ) -> Result<Decision, Status> {
     let node = NODES.find(state, &request.selector)?;
-    if node.role() == Role::Manager && is_member(node.member_id) {
+    let is_member = node.role() == Role::Manager && raft.nodes.contains_key(&node.member_id);
+    if is_member && !(request.force && is_lost(node.member_id, raft)) {
         return Err(refuse(
             Code::Unsafe,
             tonic::Code::FailedPrecondition,
             format!("manager {} is a member of the cluster's quorum", label(node)),
-            "let it leave first: `bulkhead cluster leave` on its host",
+            "let it leave: `bulkhead cluster leave` on its host; if that is lost for good, repeat with --force at the \
+             leading manager",
         ));
     }
     if node.role() == Role::Worker && node.status() == NodeStatus::Ready && !request.force {
@@ -83,6 +86,15 @@ pub(super) fn remove(
         ));
     }
     Ok(gone(state, node, now_ms)?.into())
+}
+
+/// Whether a member is silent and the others decide without it. Only the leader knows; elsewhere nobody is lost.
+fn is_lost(member: u64, raft: &Members) -> bool {
+    let others = raft.voters.iter().filter(|id| **id != member);
+    let (voters, alive) = others.fold((0, 0), |(voters, alive), id| {
+        (voters + 1, alive + usize::from(raft.alive.contains(id)))
+    });
+    !raft.alive.contains(&member) && voters > 0 && alive > voters / 2
 }
 
 /// Takes an operator's certificates back.
@@ -206,10 +218,10 @@ mod tests {
     #[test]
     fn a_removed_node_leaves_dead_keys() {
         let mut state = state([with_key(node(1, "one", Role::Worker))]);
-        let status = remove(&state, &removal_of("one", false), |_| false, 7).expect_err("ready");
+        let status = remove(&state, &removal_of("one", false), &Members::default(), 7).expect_err("ready");
         refused(&status, Code::InUse, "node one", "bulkhead node drain one");
         let request = removal_of("one", true);
-        let decided = plan(remove(&state, &request, |_| false, 7).expect("planned"));
+        let decided = plan(remove(&state, &request, &Members::default(), 7).expect("planned"));
         applied(&mut state, &request.request_id, decided);
         assert!(NODES.find(&state, "one").is_err());
         let cluster = state.list(Kind::Cluster).next().expect("a cluster");
@@ -225,10 +237,35 @@ mod tests {
             with_key(node(1, "boss", Role::Manager)),
             node(2, "ops", Role::Operator),
         ]);
-        let status = remove(&state, &removal_of("boss", true), |_| true, 7).expect_err("a member");
-        refused(&status, Code::Unsafe, "quorum", "cluster leave");
-        assert!(remove(&state, &removal_of("boss", true), |_| false, 7).is_ok());
-        assert!(remove(&state, &removal_of("ops", true), |_| false, 7).is_err());
+        let member = bulkhead_raft::Member {
+            node: NodeId::from_bytes([1; 16]),
+            address: String::new(),
+        };
+        let boss = NODES.find(&state, "boss").expect("there").member_id;
+        // (alive, force, may go)
+        for (alive, force, may_go) in [
+            (vec![91, 92], true, true),
+            (vec![91, 92], false, false),
+            (vec![boss, 91, 92], true, false),
+            (vec![91], true, false),
+            (vec![], true, false),
+        ] {
+            let raft = Members {
+                voters: [boss, 91, 92].into(),
+                nodes: [(boss, member.clone())].into(),
+                alive: alive.iter().copied().collect(),
+                ..Default::default()
+            };
+            match remove(&state, &removal_of("boss", force), &raft, 7) {
+                Ok(_) => assert!(may_go, "{alive:?} {force}"),
+                Err(status) => {
+                    assert!(!may_go, "{alive:?} {force}");
+                    refused(&status, Code::Unsafe, "quorum", "cluster leave");
+                }
+            }
+        }
+        assert!(remove(&state, &removal_of("boss", true), &Members::default(), 7).is_ok());
+        assert!(remove(&state, &removal_of("ops", true), &Members::default(), 7).is_err());
         assert!(revoke(&state, &OPERATORS, &removal_of("boss", true), 7).is_err());
         assert!(revoke(&state, &OPERATORS, &removal_of("ops", false), 7).is_ok());
     }
