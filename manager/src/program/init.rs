@@ -138,6 +138,7 @@ async fn begin(
         anyhow::bail!("the first transaction was refused: {}", rejection.detail);
     }
     super::admission::become_voter(&member, &program.stop).await;
+    member.until_fresh().await;
     Ok((member, outcome.index))
 }
 

@@ -307,6 +307,7 @@ pub(super) async fn join_cluster(
     match started {
         Ok(member) => {
             super::admission::become_voter(&member, &program.stop).await;
+            member.until_fresh().await;
             say(
                 StepState::Done,
                 "this manager votes".to_owned(),

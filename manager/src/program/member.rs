@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bulkhead_identity::local::LocalConnection;
 use bulkhead_identity::seam::{Clock, Entropy};
@@ -16,6 +17,7 @@ use bulkhead_raft::{Parts, Replica, Timing, log_store};
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -39,6 +41,9 @@ use crate::registry::{self, Registry};
 
 /// Handshakes done and waiting to be served, on the local socket.
 const LOCAL_BACKLOG: usize = 64;
+/// Freshness is looked at this often, and waited for at most so long, when this manager has just become one.
+const FRESH_POLL: Duration = Duration::from_millis(10);
+const FRESH_WAIT: Duration = Duration::from_secs(3);
 
 /// What every manager is given from outside.
 #[derive(Debug, Clone)]
@@ -92,6 +97,17 @@ impl Member {
     /// What the key file holds, as `look` reads it.
     pub(super) fn keys<T>(&self, look: impl FnOnce(&KeyFile) -> T) -> T {
         look(&self.keys.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until this manager may decide, so that whoever is told that it is there can use it at once. Bounded: one
+    /// that hears no leader is there all the same, and says so when it is asked.
+    pub(super) async fn until_fresh(&self) {
+        let heard = async {
+            while !self.fresh.is_fresh() {
+                sleep(FRESH_POLL).await;
+            }
+        };
+        let _late = timeout(FRESH_WAIT, heard).await;
     }
 
     /// Takes up a renewed certificate: first on disk, then in every new handshake.
