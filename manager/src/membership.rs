@@ -5,6 +5,7 @@
 //! that cannot read a secret would be of no use to anyone.
 
 mod gate;
+mod silence;
 
 pub use gate::Gate;
 

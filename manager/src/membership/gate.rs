@@ -9,6 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::silence::Silence;
 use super::{LeaveError, RaftMembers, Step, leave, plan};
 use crate::proposer::{ProposeError, Proposer};
 use crate::refusal::refuse;
@@ -121,16 +122,33 @@ impl Gate {
         let mut applied = self.replica.applied();
         let mut ticks = interval(RESYNC);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut silence = Silence::default();
         loop {
             // Cancel-safe: both only say that it is time to look.
-            tokio::select! {
+            let ticked = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                changed = applied.changed() => if changed.is_err() { return },
-                _ = ticks.tick() => {}
-            }
-            let Ok(term) = self.leading() else { continue };
+                changed = applied.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    false
+                }
+                _ = ticks.tick() => true,
+            };
+            let Ok(term) = self.leading() else {
+                silence = Silence::default();
+                continue;
+            };
             let members = self.replica.members();
+            if ticked {
+                silence.count(&members.voters, &members.alive);
+            }
+            if let Some(step) = silence.plan(&self.replica.state(), &members.alive)
+                && let Err(error) = self.carry_out(term, step).await
+            {
+                tracing::debug!(%error, "the managers' status is looked at again");
+            }
             let raft = RaftMembers {
                 joint: members.joint,
                 all: members.voters.union(&members.learners).copied().collect(),
