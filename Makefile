@@ -1,13 +1,14 @@
-# `make` builds the programs into target/release; `make test` runs every test. Both do their own set-up.
+# `make` builds the programs into target/release; `make test` runs every test; `make demo` shows the tour. All
+# do their own set-up.
 # CARGO_TARGET_DIR is honoured.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
-PROGRAMS := bulkhead bulkhead-worker bulkhead-launcher
+PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-launcher
 
-.PHONY: all setup test lint bench-log clean
+.PHONY: all setup test demo lint bench-log clean
 
 all: setup
 	cargo build --release --locked --bins
@@ -30,6 +31,10 @@ test: setup
 # The log store against a plain preallocated file, in the folder FOLDER (default: the temporary one).
 bench-log:
 	cargo run --release --locked -p bulkhead-raft --example log_bench -- $(FOLDER)
+
+# The tour against real programs; KEEP=1 leaves the cluster up.
+demo: all
+	BULKHEAD_BIN="$(TARGET_DIR)/release" KEEP=$(KEEP) bash scripts/demo.sh
 
 lint: setup
 	cargo fmt --all --check

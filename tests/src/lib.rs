@@ -1,2 +1,1 @@
-//! End-to-end tests with real programs. None stands here yet; `tests/probe` is the workload that they will run, and
-//! `worker/launcher/tests` already runs it through the real launcher.
+//! End-to-end tests with real programs: see `tests/`; `probe` is the workload that they run.
