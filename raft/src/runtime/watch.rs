@@ -124,7 +124,10 @@ impl<T: Send + Sync> WatchReceiver<OrderedWatch, T> for Receiver<T> {
             let wake = self.wake.clone();
             let mut woken = std::pin::pin!(wake.notified());
             woken.as_mut().enable();
-            if let Some(changed) = self.value.changed().now_or_never() {
+            // Unconstrained: with tokio's budget used up it would say "not yet" to a value that is there, and ask to be
+            // polled again through a waker that nobody holds.
+            let changed = tokio::task::coop::unconstrained(self.value.changed());
+            if let Some(changed) = changed.now_or_never() {
                 return changed.map_err(|_| RecvError(()));
             }
             woken.await;
@@ -172,6 +175,17 @@ mod tests {
             for task in waiting {
                 task.await.expect("it does not panic");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_is_seen_however_much_the_task_did_before() {
+        let (sender, mut receiver) = OrderedWatch::channel(0);
+        // Many times what a task may do before tokio wants it to yield.
+        for n in 1..=1_000 {
+            sender.send(n).expect("there is a receiver");
+            let seen = receiver.changed().now_or_never();
+            assert_eq!(seen, Some(Ok(())), "value {n}");
         }
     }
 

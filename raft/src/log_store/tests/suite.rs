@@ -109,7 +109,6 @@ async fn openrafts_suite_passes_with_a_thread() {
 }
 
 #[tokio::test]
-#[ignore = "hangs since consensus uses ordered watches: found last, cause unknown; threads and delayed flushes pass"]
 async fn openrafts_suite_passes_inline() {
     Suite::test_all(Fresh(Flushing::Inline)).await.expect("the suite");
 }
