@@ -169,6 +169,18 @@ impl IdRanges {
     }
 }
 
+/// Gives up every claim of one data folder. Nothing of its tasks may be left.
+pub(crate) fn release_claims(claims: &Path, data: &Path) -> io::Result<()> {
+    let owner = data.to_string_lossy();
+    for block in 0..BLOCKS {
+        let path = claims.join(block.to_string());
+        if fs::read_to_string(&path).is_ok_and(|found| found == owner) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
 /// The ids that accounts of this host own, from the texts of `passwd`, `subuid` and `subgid`.
 pub(crate) fn taken_by_accounts(passwd: &str, sub_ids: &str) -> Vec<(u32, u32)> {
     let accounts = passwd
@@ -236,6 +248,21 @@ mod tests {
             old.add(block, &[]);
         }
         assert!(open(&claims, dir.path(), &[]).allocate().is_ok());
+    }
+
+    #[test]
+    fn claims_are_given_up_by_their_owner_alone() {
+        let dir = tempfile::tempdir().expect("folder");
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        fs::create_dir(&a).expect("a");
+        fs::create_dir(&b).expect("b");
+        let claims = dir.path().join("claims");
+        let kept = open(&claims, &b, &[]).allocate().expect("range");
+        open(&claims, &a, &[]).allocate().expect("range");
+        release_claims(&claims, &a).expect("release");
+        let left: Vec<_> = fs::read_dir(&claims).expect("claims").flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name().to_string_lossy(), kept.block().to_string());
     }
 
     #[test]

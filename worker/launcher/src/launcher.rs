@@ -1,6 +1,7 @@
 //! From the command line to the loop.
 
 use crate::clock;
+use crate::forget;
 use crate::id_range::{IdRanges, taken_by_accounts};
 use crate::layers::Layers;
 use crate::node;
@@ -28,7 +29,7 @@ use std::time::Duration;
 /// The worker's user unless told otherwise: below the tasks' ranges, above what accounts have.
 pub const DEFAULT_WORKER_UID: u32 = 0x6fff_ff00;
 /// Where the launchers of one host agree on id ranges.
-const CLAIMS: &str = "/run/bulkhead/id-ranges";
+pub(crate) const CLAIMS: &str = "/run/bulkhead/id-ranges";
 /// How long a worker may take to end when asked.
 const WORKER_GRACE: Duration = Duration::from_secs(10);
 
@@ -110,6 +111,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
             && (!worker.is_running() || clock::monotonic() >= deadline)
         {
             worker.signal(rustix::process::Signal::KILL);
+            if server.tasks.is_empty() {
+                forget::leave_nothing(&data, &server.cgroups);
+            }
             return Ok(());
         }
     }
@@ -153,7 +157,7 @@ fn wait(
 }
 
 /// Opens the data folder, which one launcher may have at a time.
-fn open_data(data: &Path) -> anyhow::Result<(PathBuf, File)> {
+pub(crate) fn open_data(data: &Path) -> anyhow::Result<(PathBuf, File)> {
     let make = |path: &Path, mode| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
     make(data, 0o711).with_context(|| format!("could not make {}", data.display()))?;
     let data = fs::canonicalize(data)?;
@@ -227,6 +231,8 @@ fn open_server(data: &Path) -> anyhow::Result<Server> {
         &read("/etc/passwd"),
         &(read("/etc/subuid") + &read("/etc/subgid")),
     );
+    forget::remember_groups(&data.join("launcher"), &cgroups)
+        .context("could not write down the control groups")?;
     let in_use: Vec<_> = records.iter().map(|record| record.range).collect();
     let ids = IdRanges::open(Path::new(CLAIMS), data, &in_use, taken).context("could not claim id ranges")?;
     let programs = Programs {

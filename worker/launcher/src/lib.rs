@@ -10,6 +10,8 @@ pub mod log_file;
 pub mod message;
 
 #[doc(hidden)]
+pub mod forget;
+#[doc(hidden)]
 pub mod launcher;
 #[doc(hidden)]
 pub mod supervisor;

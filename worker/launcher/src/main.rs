@@ -2,6 +2,7 @@
 //! itself, the task supervisor, the unpacker, and the worker's first stage.
 
 use anyhow::Context;
+use bulkhead_launcher::forget::forget;
 use bulkhead_launcher::launcher::{DEFAULT_WORKER_UID, Options, run};
 use bulkhead_launcher::{supervisor, take_channel, unpack, worker_process};
 use clap::Parser;
@@ -23,6 +24,9 @@ struct Arguments {
     /// User and group id that the worker runs as
     #[arg(long, value_name = "ID", default_value_t = DEFAULT_WORKER_UID, value_parser = clap::value_parser!(u32).range(1..))]
     worker_uid: u32,
+    /// Instead of running: ends and removes whatever an ended launcher left of this folder's tasks
+    #[arg(long)]
+    forget: bool,
     /// Further arguments for the worker
     #[arg(last = true)]
     worker_arguments: Vec<String>,
@@ -66,7 +70,11 @@ fn launcher() -> ExitCode {
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )
         .init();
-    match options(arguments).and_then(|options| run(&options)) {
+    let done = match arguments.forget {
+        true => forget(&arguments.data),
+        false => options(arguments).and_then(|options| run(&options)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail("bulkhead-launcher", &format!("{error:#}")),
     }

@@ -128,6 +128,41 @@ fn two_launchers_on_one_folder_are_refused() {
 }
 
 #[test]
+fn what_a_dead_launcher_left_can_be_forgotten() {
+    if !is_root() {
+        return;
+    }
+    let mut node = Node::start();
+    let spec = node.spec("left", vec![Layer::scratch()], &["ignore-term"]);
+    let task = node.start_task(&spec).unwrap();
+    let forget = || launcher_command(&node.data()).arg("--forget").output().unwrap();
+    let refused = forget();
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        !refused.status.success() && error.contains("another launcher uses"),
+        "{error}"
+    );
+    node.kill();
+    assert_eq!(support::traces_of(&node.data()).is_empty(), false);
+    for _again in 0..2 {
+        let done = launcher_command(&node.data()).arg("--forget").output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(
+            !std::path::Path::new(&format!("/proc/{}", task.pid)).exists(),
+            "its task is gone"
+        );
+        assert_eq!(support::traces_of(&node.data()), Vec::<std::path::PathBuf>::new());
+    }
+    let missing = launcher_command(&node.data().join("none"))
+        .arg("--forget")
+        .output()
+        .unwrap();
+    assert!(!missing.status.success(), "a mistyped folder is no success");
+    node.start_again();
+    assert_eq!(node.tasks(), []);
+}
+
+#[test]
 fn ids_are_unique_while_used_and_free_after() {
     if !is_root() {
         return;

@@ -180,9 +180,14 @@ impl Node {
 
     /// `kill -9`, then a new launcher on the same folder.
     pub fn kill_and_restart(&mut self) {
+        self.kill();
+        self.start_again();
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
         self.launcher.kill().unwrap();
         self.launcher.wait().unwrap();
-        self.start_again();
     }
 
     /// SIGTERM, as a service manager ends it.
@@ -458,9 +463,7 @@ impl Drop for Node {
             "no control group is left"
         );
         self.terminate();
-        for folder in launcher_groups(&data) {
-            fs::remove_dir(folder).unwrap();
-        }
+        assert_eq!(traces_of(&data), Vec::<PathBuf>::new(), "nothing is left of it");
     }
 }
 
@@ -494,6 +497,17 @@ pub fn launcher_groups(data: &Path) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// What a launcher keeps outside of its folder: groups, and claims of ids.
+pub fn traces_of(data: &Path) -> Vec<PathBuf> {
+    let claims = fs::read_dir("/run/bulkhead/id-ranges")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let its_own = |claim: &PathBuf| fs::read_to_string(claim).is_ok_and(|owner| Path::new(&owner) == data);
+    let claims = claims.map(|entry| entry.path()).filter(its_own);
+    launcher_groups(data).into_iter().chain(claims).collect()
 }
 
 fn groups_of(data: &Path) -> Vec<PathBuf> {

@@ -92,6 +92,11 @@ impl Cgroups {
         }
     }
 
+    /// The folders that hold the tasks' groups, one per hierarchy.
+    pub(crate) fn folders(&self) -> impl Iterator<Item = &Path> {
+        self.parents.iter().map(|(_, _, folder)| folder.as_path())
+    }
+
     /// Names of the groups that exist, whether or not anyone remembers their task.
     pub(crate) fn existing(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
@@ -164,28 +169,8 @@ impl TaskGroups {
     /// Kills every process in the groups. Returns whether there was none.
     pub fn kill(&self) -> io::Result<bool> {
         let mut empty = true;
-        for (version, _, folder) in &self.folders {
-            let members = match fs::read_to_string(folder.join("cgroup.procs")) {
-                Ok(members) => members,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            if members.trim().is_empty() {
-                continue;
-            }
-            empty = false;
-            if *version == Version::V2 && fs::write(folder.join("cgroup.kill"), "1").is_ok() {
-                continue;
-            }
-            for pid in members
-                .lines()
-                .filter_map(|line| line.parse().ok())
-                .filter_map(Pid::from_raw)
-            {
-                // Gone between reading and killing is what is wanted.
-                let _ = pidfd_open(pid, PidfdFlags::empty())
-                    .and_then(|process| pidfd_send_signal(process, Signal::KILL));
-            }
+        for (_, _, folder) in &self.folders {
+            empty &= kill_members(folder)?;
         }
         Ok(empty)
     }
@@ -194,12 +179,7 @@ impl TaskGroups {
     pub fn remove(&self) -> io::Result<bool> {
         let mut gone = true;
         for (_, _, folder) in &self.folders {
-            match fs::remove_dir(folder) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => gone = false,
-                Err(error) => return Err(error),
-            }
+            gone &= remove_empty(folder)?;
         }
         Ok(gone)
     }
@@ -210,6 +190,61 @@ impl TaskGroups {
             .iter()
             .find(|(_, c, _)| has(c))
             .map(|(version, _, folder)| (*version, folder.as_path()))
+    }
+}
+
+/// Kills every process of one group. Returns whether there was none.
+fn kill_members(folder: &Path) -> io::Result<bool> {
+    let members = match fs::read_to_string(folder.join("cgroup.procs")) {
+        Ok(members) => members,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    if members.trim().is_empty() {
+        return Ok(true);
+    }
+    // Version 1 has no such file.
+    let kill_file = folder.join("cgroup.kill");
+    if kill_file.exists() && fs::write(kill_file, "1").is_ok() {
+        return Ok(false);
+    }
+    for pid in members
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter_map(Pid::from_raw)
+    {
+        // Gone between reading and killing is what is wanted.
+        let _ =
+            pidfd_open(pid, PidfdFlags::empty()).and_then(|process| pidfd_send_signal(process, Signal::KILL));
+    }
+    Ok(false)
+}
+
+/// Kills whatever is in the groups below a launcher's folder, and removes them with it. `false` while a process is
+/// still in one.
+pub(crate) fn remove_with_members(parent: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(parent) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    let mut gone = true;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            kill_members(&entry.path())?;
+            gone &= remove_empty(&entry.path())?;
+        }
+    }
+    Ok(gone && remove_empty(parent)?)
+}
+
+/// Removes a group. `false` while something is in it.
+pub(crate) fn remove_empty(folder: &Path) -> io::Result<bool> {
+    match fs::remove_dir(folder) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
