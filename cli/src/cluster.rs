@@ -1,6 +1,6 @@
 //! `cluster`: making, joining, leaving and looking at the cluster itself.
 
-mod join;
+pub(crate) mod join;
 mod status;
 pub(crate) mod ticket;
 
@@ -20,6 +20,7 @@ use crate::output::text;
 use crate::refusal::{Code, Exit, Refusal, from_status};
 
 pub(crate) use join::{Checklist, read_ticket};
+pub(crate) use ticket::Ticket;
 
 /// Making a cluster takes two keys, one commit and a listener; a slow disk is the longest of it.
 const INIT: Duration = Duration::from_secs(30);
@@ -90,8 +91,51 @@ pub(crate) async fn run(verb: ClusterVerb, app: &mut App<'_>) -> Result<Exit, Re
     }
 }
 
-async fn init(mut options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
-    let (listen, advertise) = addresses(options.listen.take(), options.advertise.take())?;
+impl Init {
+    /// For a trial on this machine.
+    pub(crate) fn local(address: String, name: String) -> Self {
+        Self {
+            listen: Some(address),
+            advertise: None,
+            lab: true,
+            name: Some(name),
+            operator: None,
+            tickets_to: None,
+            ticket_uses: limits::TICKET_USES,
+        }
+    }
+}
+
+async fn init(options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let answer = found(&options, app).await?;
+    app.print(&format!("{}\n", text::id(&answer.node_id)))?;
+    app.say(&format!(
+        "the cluster is up; its first manager is {}",
+        answer.name
+    ));
+    app.say(&format!(
+        "your key is in the context '{}', which is selected now",
+        context_name(app)
+    ));
+    if let Some(folder) = &options.tickets_to {
+        ticket::write_files(&mut app.program()?, folder, options.ticket_uses).await?;
+    }
+    app.say("next: 'bulkhead cluster ticket create --role worker' prints how a worker joins;");
+    app.say("      'bulkhead cluster status' shows the cluster");
+    Ok(Exit::Done)
+}
+
+/// The context that a new cluster gets.
+fn context_name(app: &App<'_>) -> String {
+    app.global
+        .context
+        .clone()
+        .unwrap_or_else(|| context::DEFAULT.into())
+}
+
+/// Makes a cluster of the program behind the socket, and a context that is selected.
+pub(crate) async fn found(options: &Init, app: &mut App<'_>) -> Result<InitResponse, Refusal> {
+    let (listen, advertise) = addresses(options.listen.clone(), options.advertise.clone())?;
     let mut program = app.program()?;
     let before = health::status(&mut program.local()).await?;
     if before.phase() != bulkhead_proto::wire::Phase::Uninitialised {
@@ -99,16 +143,12 @@ async fn init(mut options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
         let help = "a program is of one cluster for ever; start another with an empty --data folder";
         return Err(Refusal::new(Code::AlreadyMember, "cluster init", reason, help));
     }
-    let context_name = app
-        .global
-        .context
-        .clone()
-        .unwrap_or_else(|| context::DEFAULT.into());
+    let context_name = context_name(app);
     let contexts = app.contexts();
     // First, so that no cluster comes to be whose only key has nowhere to stay.
     let context = contexts.create(&context_name)?;
-    let made = first_operator(&options, listen, advertise, &mut program, app).await;
-    let (key, answer) = match made {
+    let made = first_operator(options, listen, advertise, &mut program, app).await;
+    let (key, mut answer) = match made {
         Ok(made) => made,
         Err(refusal) => {
             // The folder is empty as yet; what stays would only be in the way of the next try.
@@ -116,22 +156,9 @@ async fn init(mut options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
             return Err(refusal);
         }
     };
-    context.keep(key, &answer.operator.unwrap_or_default())?;
+    context.keep(key, &answer.operator.take().unwrap_or_default())?;
     contexts.select(&context_name)?;
-    app.print(&format!("{}\n", text::id(&answer.node_id)))?;
-    app.say(&format!(
-        "the cluster is up; its first manager is {}",
-        answer.name
-    ));
-    app.say(&format!(
-        "your key is in the context '{context_name}', which is selected now"
-    ));
-    if let Some(folder) = &options.tickets_to {
-        ticket::write_files(&mut program, folder, options.ticket_uses).await?;
-    }
-    app.say("next: 'bulkhead cluster ticket create --role worker' prints how a worker joins;");
-    app.say("      'bulkhead cluster status' shows the cluster");
-    Ok(Exit::Done)
+    Ok(answer)
 }
 
 async fn first_operator(

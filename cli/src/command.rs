@@ -10,7 +10,7 @@ use crate::environment::Environment;
 use crate::field::environment_entry;
 use crate::output::{Format, document};
 use crate::refusal::{Code, Exit, Refusal};
-use crate::{cluster, context_verb, events, health, image, node, operator, secret, service, task};
+use crate::{cluster, context_verb, dev, events, health, image, node, operator, secret, service, task};
 
 /// The `bulkhead` command line.
 #[derive(Debug, Parser)]
@@ -54,6 +54,8 @@ enum Verb {
     /// Chooses the cluster that is meant
     #[command(subcommand)]
     Context(context_verb::ContextVerb),
+    /// Runs a whole cluster on this machine
+    Dev(dev::Dev),
     /// Prints what changes in the cluster
     Events(events::Events),
     /// Says whether the program behind --socket is ready
@@ -115,6 +117,7 @@ async fn dispatch(verb: Verb, app: &mut App<'_>) -> Result<Exit, Refusal> {
         Verb::Image(verb) => return image::run(verb, app).await,
         Verb::Operator(verb) => return operator::run(verb, app).await,
         Verb::Context(verb) => return context_verb::run(verb, app),
+        Verb::Dev(options) => return dev::run(options, app).await,
         Verb::Events(options) => return events::run(options, app).await,
         Verb::Health => return health::run(app).await,
         Verb::Version => version(app.global.format.unwrap_or(Format::Table)),
@@ -218,7 +221,6 @@ mod tests {
         let line = CommandLine::try_parse_from(words).map_err(|_| Exit::Usage)?;
         let environment = Environment {
             config: "/nonexistent".into(),
-            state: "/nonexistent".into(),
             user: String::new(),
             stdout_terminal: false,
             stderr_terminal: false,

@@ -9,8 +9,6 @@ use std::path::PathBuf;
 pub struct Environment {
     /// Folder of this program's configuration: contexts and their keys.
     pub config: PathBuf,
-    /// Folder for local clusters, where none is named.
-    pub state: PathBuf,
     /// The user's name, for the first operator.
     pub user: String,
     /// Whether results go to a terminal.
@@ -29,9 +27,6 @@ impl Environment {
         Self {
             config: folder("XDG_CONFIG_HOME")
                 .unwrap_or_else(|| home.join(".config"))
-                .join("bulkhead"),
-            state: folder("XDG_STATE_HOME")
-                .unwrap_or_else(|| home.join(".local/state"))
                 .join("bulkhead"),
             user: std::env::var_os("USER")
                 .map_or_else(String::new, |user| user.to_string_lossy().into_owned()),

@@ -108,7 +108,7 @@ pub(crate) async fn enrol(
     let mut checklist = Checklist::default();
     let shown = async {
         while let Some(step) = steps.recv().await {
-            checklist.take(&step, progress);
+            checklist.take(&step, &mut |step: &str, line: &str| progress.set(step, line));
         }
     };
     let clock = SystemClock::start();

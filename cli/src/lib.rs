@@ -12,6 +12,7 @@ mod cluster;
 mod connection;
 mod context;
 mod context_verb;
+mod dev;
 mod events;
 mod explain;
 mod field;

@@ -10,9 +10,13 @@ use clap::Args;
 use zeroize::Zeroizing;
 
 use crate::app::App;
+use crate::connection::Connection;
 use crate::health;
-use crate::output::{Progress, text};
+use crate::output::text;
 use crate::refusal::{Code, Exit, Refusal, from_status};
+
+/// How the line of a hop that failed begins.
+pub(crate) const FAILED: &str = "FAILED";
 
 /// Flags of `cluster join`.
 #[derive(Debug, Args)]
@@ -49,6 +53,18 @@ pub(super) async fn run(options: Join, app: &mut App<'_>) -> Result<Exit, Refusa
         advertise,
         name: options.name.unwrap_or_default(),
     };
+    let mut progress = app.progress();
+    let node = follow(&program, request, |step, line| progress.set(step, line)).await?;
+    app.print(&format!("{node}\n"))?;
+    Ok(Exit::Done)
+}
+
+/// Has a program join, shows each hop, and answers the id of the node that it became.
+pub(crate) async fn follow(
+    program: &Connection,
+    request: JoinRequest,
+    mut show: impl FnMut(&str, &str),
+) -> Result<String, Refusal> {
     let mut stream = program
         .local()
         .join(request)
@@ -56,7 +72,6 @@ pub(super) async fn run(options: Join, app: &mut App<'_>) -> Result<Exit, Refusa
         .map_err(|status| from_status(&status, "cluster join"))?
         .into_inner();
     let mut checklist = Checklist::default();
-    let mut progress = app.progress();
     loop {
         let step = tokio::select! {
             biased;
@@ -67,11 +82,9 @@ pub(super) async fn run(options: Join, app: &mut App<'_>) -> Result<Exit, Refusa
             step = stream.message() => step.map_err(|status| from_status(&status, "cluster join"))?,
         };
         let Some(step) = step else { break };
-        checklist.take(&step, &mut progress);
+        checklist.take(&step, &mut show);
     }
-    let node = checklist.joined()?;
-    app.print(&format!("{node}\n"))?;
-    Ok(Exit::Done)
+    checklist.joined()
 }
 
 /// Reads a ticket from a file or stdin, and checks that it is one before anybody is asked.
@@ -110,7 +123,7 @@ pub(crate) struct Checklist {
 
 impl Checklist {
     /// Shows a step.
-    pub(crate) fn take(&mut self, step: &JoinProgress, progress: &mut Progress<'_>) {
+    pub(crate) fn take(&mut self, step: &JoinProgress, show: &mut impl FnMut(&str, &str)) {
         let detail = match step.detail.as_str() {
             "" => String::new(),
             detail => format!(" ({detail})"),
@@ -119,9 +132,9 @@ impl Checklist {
             StepState::Unspecified => return,
             StepState::Started => "...".to_owned(),
             StepState::Done => format!("ok{detail}"),
-            StepState::Failed => format!("FAILED{detail}"),
+            StepState::Failed => format!("{FAILED}{detail}"),
         };
-        progress.set(&step.step, &line);
+        show(&step.step, &line);
         if step.state() == StepState::Failed {
             self.failed = Some((step.step.clone(), step.detail.clone(), step.hint.clone()));
         }
@@ -158,7 +171,7 @@ impl Checklist {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::ProgressKind;
+    use crate::output::{Progress, ProgressKind};
 
     fn step(step: &str, state: StepState, detail: &str, node: &[u8]) -> JoinProgress {
         JoinProgress {
@@ -175,7 +188,7 @@ mod tests {
         let mut progress = Progress::new(ProgressKind::Plain, false, &mut out);
         let mut checklist = Checklist::default();
         for step in steps {
-            checklist.take(step, &mut progress);
+            checklist.take(step, &mut |step: &str, line: &str| progress.set(step, line));
         }
         let end = checklist.joined().map_err(|e| e.code());
         (String::from_utf8(out).expect("text"), end)

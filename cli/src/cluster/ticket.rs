@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    CreateTicketRequest, CreateTicketResponse, Label, ListRequest, RemoveRequest, Role, Ticket,
+    CreateTicketRequest, CreateTicketResponse, Label, ListRequest, RemoveRequest, Role,
 };
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -18,6 +18,9 @@ use crate::field;
 use crate::output::{Filters, Format, Listing, Row, document, text};
 use crate::quantity;
 use crate::refusal::{Code, Exit, Refusal};
+
+/// A ticket's text, which is a secret.
+pub(crate) type Ticket = Zeroizing<String>;
 
 /// What can be done with tickets.
 #[derive(Debug, Subcommand)]
@@ -144,9 +147,15 @@ pub(crate) async fn issue(
         .await
 }
 
+/// A ticket for so many nodes, with the usual lifetime.
+pub(crate) async fn issue_for(connection: &mut Connection, role: Role, uses: u32) -> Result<Ticket, Refusal> {
+    let mut answer = issue(connection, &Create::for_uses(role, uses)).await?;
+    Ok(Zeroizing::new(std::mem::take(&mut answer.ticket)))
+}
+
 pub(crate) async fn create(options: Create, app: &mut App<'_>) -> Result<Exit, Refusal> {
     let mut answer = issue(&mut app.connect()?, &options).await?;
-    let ticket = Zeroizing::new(std::mem::take(&mut answer.ticket));
+    let ticket: Ticket = Zeroizing::new(std::mem::take(&mut answer.ticket));
     let managers: Vec<&str> = answer.managers.iter().map(|m| m.address.as_str()).collect();
     match app.global.format {
         Some(format @ (Format::Json | Format::Jsonl)) => {
@@ -208,7 +217,7 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<Exit, Refusal> {
         tickets
     );
     let now = text::now_ms();
-    let row = |ticket: &Ticket| {
+    let row = |ticket: &bulkhead_proto::wire::Ticket| {
         let id = text::id(&ticket.id);
         Row {
             cells: vec![
@@ -240,8 +249,7 @@ pub(crate) async fn write_files(
     uses: u32,
 ) -> Result<(), Refusal> {
     for role in [Role::Manager, Role::Worker] {
-        let mut answer = issue(connection, &Create::for_uses(role, uses)).await?;
-        let ticket = Zeroizing::new(std::mem::take(&mut answer.ticket));
+        let ticket = issue_for(connection, role, uses).await?;
         write_file(&folder.join(format!("{}.ticket", text::role(role))), &ticket)?;
     }
     Ok(())

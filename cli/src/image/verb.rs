@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn a_blob_is_cut_into_messages_and_loses_nothing() {
         let content: Vec<u8> = (0..limits::CHUNK_BYTES * 2 + 5)
-            .map(|at| (at % 251) as u8)
+            .map(|at| u8::try_from(at % 251).expect("below 251"))
             .collect();
         let pieces: Vec<Vec<u8>> = chunks(content.as_slice()).collect();
         assert_eq!(
