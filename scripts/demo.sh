@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# The tour: three managers and two workers on this machine, a service with a secret, and what happens when programs die.
+# The tour: a cluster on this machine, a service with a secret, and what happens when machines and programs die.
 # Every command is printed before it runs. BULKHEAD_BIN: the folder of the programs. KEEP=1 leaves the cluster up.
 set -euo pipefail
 
 bin=$(cd "${BULKHEAD_BIN:-target/release}" && pwd)
 subnet=${DEMO_SUBNET:-127.77.0}
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
-[ "$(id -u)" = 0 ] || fail "workers set up namespaces and cgroups, so the tour needs root: sudo make demo"
+[ "$(id -u)" = 0 ] || fail "workers set up namespaces and control groups, so the tour needs root: sudo make demo"
+command -v curl >/dev/null || fail "curl is missing: apt-get install -y curl"
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/bulkhead-demo.XXXXXX")
-chmod 711 "$work"
-export PATH="$bin:$PATH" XDG_CONFIG_HOME="$work/config"
+chmod 711 "$work" # every node's user must be able to pass it
+export PATH="$bin:$PATH" XDG_CONFIG_HOME="$work/config" BULKHEAD_DEV_DIR="$work/dev"
 unset BULKHEAD_CONTEXT BULKHEAD_SOCKET
-declare -A pid
 
 say() { printf '\n== %s\n' "$*"; }
 run() { printf '\n$ %s\n' "$*"; "$@"; }
@@ -24,60 +24,30 @@ within() {
         sleep 0.1
     done
 }
-gone() { ! kill -0 "$1" 2>/dev/null; }
-start_manager() { # number; each manager is a user of its own, without any privilege
-    local uid=$((77000 + $1)) data=$work/manager-$1
-    mkdir -p "$data"; chown "$uid:$uid" "$data"; chmod 700 "$data"
-    setpriv --reuid "$uid" --regid "$uid" --clear-groups -- \
-        bulkhead-manager --data "$data" >>"$work/manager-$1.log" 2>&1 &
-    pid[manager-$1]=$!
-    within 10 test -S "$data/manager.sock"
-}
-start_worker() { # number, address of its published ports
-    bulkhead-launcher --data "$work/worker-$1" -- --publish-address "$2" --name "worker-$1" >>"$work/worker-$1.log" 2>&1 &
-    pid[worker-$1]=$!
-    within 10 test -S "$work/worker-$1/worker/worker.sock"
-}
 cleanup() {
     local code=$?
     trap - EXIT
     if [ "${KEEP:-0}" = 1 ] && [ $code = 0 ]; then
-        printf '\nThe cluster stays up below %s. Use it with: export XDG_CONFIG_HOME=%s\n' "$work" "$XDG_CONFIG_HOME"
+        printf '\nThe cluster stays up. To use it:\n'
+        printf '  export PATH=%q:$PATH XDG_CONFIG_HOME=%q BULKHEAD_DEV_DIR=%q\n' "$bin" "$XDG_CONFIG_HOME" "$BULKHEAD_DEV_DIR"
+        printf 'To end it: bulkhead dev down; rm -r %q\n' "$work"
         exit 0
     fi
-    if [ $code != 0 ]; then
-        for log in "$work"/*.log; do printf '\n-- last lines of %s\n' "${log##*/}" >&2; tail -n 12 "$log" >&2; done
+    if [ $code != 0 ] && [ -d "$work/dev" ]; then
+        for node in $(bulkhead dev status -q); do
+            printf '\n-- last lines of %s\n' "$node" >&2
+            bulkhead dev logs -n 12 "$node" >&2 || true
+        done
     fi
-    for node in "${!pid[@]}"; do kill -CONT "${pid[$node]}" 2>/dev/null || true; kill "${pid[$node]}" 2>/dev/null || true; done
-    wait
-    # Whatever a failed tour left of its tasks: their supervisors keep the folder open.
-    for supervisor in $(pgrep -x bulkhead-superv || true); do
-        if ls -l "/proc/$supervisor/fd" 2>/dev/null | grep -q "$work/"; then kill -9 "$supervisor" 2>/dev/null || true; fi
-    done
+    if [ -d "$work/dev" ] && ! bulkhead dev down && [ $code = 0 ]; then code=1; fi
     rm -rf "$work"
     exit $code
 }
 trap cleanup EXIT
 
-say "Three managers and two workers wait until they are told to make or join a cluster"
-for n in 1 2 3; do start_manager $n; done
-start_worker 1 "$subnet.4"
-start_worker 2 "$subnet.5"
-run bulkhead cluster init --socket "$work/manager-1/manager.sock" --listen "$subnet.1:7443" --advertise "$subnet.1:7443" --name manager-1 --lab
-
-say "Tickets let the others in: one for two managers, one for two workers; they expire, and each names its root"
-bulkhead cluster ticket create --role manager --uses 2 -q >"$work/manager.ticket"
-bulkhead cluster ticket create --role worker --uses 2 -q >"$work/worker.ticket"
-for n in 2 3; do
-    run bulkhead cluster join --socket "$work/manager-$n/manager.sock" --ticket-file "$work/manager.ticket" \
-        --listen "$subnet.$n:7443" --advertise "$subnet.$n:7443" --name "manager-$n" "$subnet.1:7443"
-done
-for n in 1 2; do
-    run bulkhead cluster join --socket "$work/worker-$n/worker/worker.sock" --ticket-file "$work/worker.ticket" "$subnet.1:7443"
-done
+say "Three managers and two workers: each a program, a user, a control group and an address of its own"
+run bulkhead dev up --managers 3 --workers 2 --subnet "$subnet"
 run bulkhead cluster status
-ready() { [ "$(bulkhead node ls --filter role=worker --filter state=ready -q | wc -l)" = 2 ]; }
-within 10 ready
 run bulkhead node ls
 
 say "An image: one static program and nothing else"
@@ -101,32 +71,41 @@ run curl -s --max-time 5 "http://$subnet.4:8080/secret/db-password"
 echo
 run bulkhead service logs --tail 2 web
 
-say "The leader is killed: the next write waits for an election, and no task notices"
+say "The leader's machine dies: the next write waits for an election, and no task notices"
 running() { bulkhead service ps web --filter state=running -q | sort; }
 before=$(running)
-leader=
-for n in 1 2 3; do
-    if bulkhead node ls --filter name=manager-$n | grep -q leader; then leader=$n; fi
-done
-[ -n "$leader" ] || fail "no leader is known"
-run kill -9 "${pid[manager-$leader]}"
+printf '\n$ bulkhead dev kill leader\n'
+killed=$(bulkhead dev kill leader)
+echo "$killed"
 printf '\n$ echo … | bulkhead secret create written-after -\n'
 printf 'x' | bulkhead secret create written-after -
-[ "$(running)" = "$before" ] || fail "a task was replaced although only a manager died"
-start_manager "$leader"
-healthy() { bulkhead health --socket "$work/manager-$1/manager.sock"; }
-within 15 healthy "$leader"
+after=$(running)
+[ "$after" = "$before" ] || fail "tasks changed although only a manager died; before:" $before "after:" $after
+run bulkhead dev start "$killed"
+voting() { [ "$(bulkhead dev status --filter state=ready --filter role=manager -q | wc -l)" = 3 ]; }
+within 15 voting
 run bulkhead cluster status
 
-say "A worker hangs: its replicas run on the other one"
-agent=$(pgrep -P "${pid[worker-1]}" -x bulkhead-worker)
-run kill -STOP "$agent"
+say "A worker's machine dies: its replicas run on the other one"
+run bulkhead dev kill worker-1
 elsewhere() { [ "$(bulkhead service ps web --filter state=running --filter node=worker-2 -q | wc -l)" = 3 ]; }
 within 20 elsewhere
 run bulkhead service ps web
-run kill -CONT "$agent"
+run bulkhead dev start worker-1
+ready() { [ "$(bulkhead node ls --filter role=worker --filter state=ready -q | wc -l)" = 2 ]; }
 within 15 ready
-run bulkhead node ls
+
+say "A worker's program crashes: its tasks run on, and are adopted"
+before=$(running)
+run bulkhead dev kill --agent-only worker-2
+within 15 ready
+after=$(running)
+[ "$after" = "$before" ] || fail "tasks changed although only the agent died; before:" $before "after:" $after
+run bulkhead dev status
+
+say "An update replaces one replica at a time"
+run bulkhead service update web --env-add GREETING=hello --replicas 4
+run bulkhead service ls
 
 say "What fits nowhere is refused with the reason, for each node"
 printf '\n$ bulkhead service create --name big --reserve-memory 900g web:1\n'
@@ -137,18 +116,17 @@ run bulkhead service rm big
 
 if command -v openssl >/dev/null; then
     say "Everything that crosses a wire is TLS 1.3"
-    printf '\n$ openssl s_client -alpn h2 -connect %s\n' "$subnet.$leader:7443"
+    printf '\n$ openssl s_client -alpn h2 -connect %s\n' "$subnet.1:7443"
     # It ends with an error: it has no root to check the chain against.
-    seen=$(openssl s_client -alpn h2 -connect "$subnet.$leader:7443" </dev/null 2>/dev/null || true)
+    seen=$(openssl s_client -alpn h2 -connect "$subnet.1:7443" </dev/null 2>/dev/null || true)
     grep -E 'New, TLS|^subject=' <<<"$seen" || fail "no handshake"
-    if openssl s_client -alpn h2 -connect "$subnet.$leader:7443" -tls1_2 </dev/null >/dev/null 2>&1; then fail "TLS 1.2 was accepted"; fi
+    if openssl s_client -alpn h2 -connect "$subnet.1:7443" -tls1_2 </dev/null >/dev/null 2>&1; then fail "TLS 1.2 was accepted"; fi
     echo "TLS 1.2: refused"
 fi
 
 say "Everything ends"
 if [ "${KEEP:-0}" != 1 ]; then
     run bulkhead service rm web
-    no_tasks() { [ -z "$(ls -A "$work/worker-1/launcher/tasks" "$work/worker-2/launcher/tasks" | grep -v :)" ]; }
-    within 30 no_tasks
+    run bulkhead dev down
 fi
 printf '\nThe tour is over.\n'

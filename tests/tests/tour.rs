@@ -21,6 +21,17 @@ fn programs() -> PathBuf {
     folder
 }
 
+/// Claims of user ids by launchers below this folder.
+fn claims_of(folder: &Path) -> Vec<PathBuf> {
+    let claims = std::fs::read_dir("/run/bulkhead/id-ranges");
+    let claims = claims.into_iter().flatten().flatten().map(|entry| entry.path());
+    claims
+        .filter(|claim| {
+            std::fs::read_to_string(claim).is_ok_and(|owner| Path::new(&owner).starts_with(folder))
+        })
+        .collect()
+}
+
 /// Processes whose arguments name this folder.
 fn processes_of(folder: &Path) -> Vec<String> {
     let needle = folder.to_string_lossy().into_owned();
@@ -64,6 +75,11 @@ fn the_tour_ends_well_and_leaves_nothing() {
         .flatten()
         .collect();
     assert!(left.is_empty(), "files are left: {left:?}");
+    assert_eq!(
+        claims_of(folder.path()),
+        Vec::<PathBuf>::new(),
+        "claims of ids are left"
+    );
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     assert!(
         !mounts.contains(&*folder.path().to_string_lossy()),
