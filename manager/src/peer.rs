@@ -129,7 +129,7 @@ impl Peer for PeerService {
         let term = self.0.replica.leadership().borrow().term;
         let index = self.0.replica.read_index().await.map_err(|error| {
             refuse(
-                Code::NotReady,
+                Code::NoQuorum,
                 tonic::Code::Unavailable,
                 error.to_string(),
                 "ask the manager that leads",

@@ -134,7 +134,7 @@ fn forward_error(status: &tonic::Status) -> ForwardError {
         Some(Code::Busy) => return ForwardError::Refused(ProposeError::Busy),
         Some(Code::StorageFull) => return ForwardError::Refused(ProposeError::Full),
         // Refused before the method ran: the other replica is stale or does not know this manager yet.
-        Some(Code::NotReady | Code::NoQuorum | Code::UnknownCaller) => return ForwardError::NotSent,
+        Some(Code::NoQuorum | Code::UnknownCaller) => return ForwardError::NotSent,
         _ => {}
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(status);
@@ -161,7 +161,7 @@ mod tests {
         };
         let check = |status, expected| assert_eq!(forward_error(&status), expected, "{status:?}");
         check(coded(Code::Busy), ForwardError::Refused(ProposeError::Busy));
-        check(coded(Code::NotReady), ForwardError::NotSent);
+        check(coded(Code::NoQuorum), ForwardError::NotSent);
         check(coded(Code::OutcomeUnknown), ForwardError::Unknown);
         check(tonic::Status::unavailable("broken pipe"), ForwardError::Unknown);
         check(tonic::Status::deadline_exceeded(""), ForwardError::Unknown);

@@ -88,10 +88,10 @@ impl Principal {
     }
 }
 
-/// This replica cannot decide now.
+/// This replica cannot decide now; nothing was done. Another may, and callers try again.
 pub(crate) fn stale() -> Status {
     refuse(
-        Code::NotReady,
+        Code::NoQuorum,
         tonic::Code::Unavailable,
         "this manager cannot tell now what the cluster has decided: it hears no leader with a quorum",
         "try another manager, or `bulkhead cluster status`",

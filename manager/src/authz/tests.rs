@@ -95,3 +95,11 @@ async fn every_method_takes_its_callers_and_nobody_else() {
         }
     }
 }
+
+#[test]
+fn a_replica_that_cannot_decide_says_so_with_the_code_that_callers_try_again() {
+    let status = super::stale();
+    let code = status.metadata().get(bulkhead_proto::CODE_KEY).expect("a code");
+    assert_eq!(code, bulkhead_proto::Code::NoQuorum.as_str());
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+}

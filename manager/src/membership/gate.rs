@@ -87,7 +87,7 @@ impl Gate {
         if caller.member_id == self.replica.member() && members.voters.len() > 1 {
             self.replica.hand_over(None).await;
             return Err(refuse(
-                Code::NotReady,
+                Code::NoQuorum,
                 tonic::Code::Unavailable,
                 "the leader hands over before it leaves",
                 "try again in a moment",
@@ -209,12 +209,8 @@ enum StepError {
 }
 
 fn status(error: &MembershipError) -> Status {
-    let code = match error {
-        MembershipError::NotLeader { .. } | MembershipError::Stopped => Code::NoQuorum,
-        MembershipError::Changing | MembershipError::TimedOut => Code::NotReady,
-    };
     refuse(
-        code,
+        Code::NoQuorum,
         tonic::Code::Unavailable,
         error.to_string(),
         "it is tried again by itself",
