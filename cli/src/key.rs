@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bulkhead_identity::join::{self, Enrolment};
+use bulkhead_identity::join::{self, Attempts, Enrolment};
 use bulkhead_identity::seam::SystemClock;
 use bulkhead_identity::store::KeyFile;
 use bulkhead_identity::ticket::Ticket;
@@ -112,7 +112,9 @@ pub(crate) async fn enrol(
         }
     };
     let clock = SystemClock::start();
-    let (joined, ()) = tokio::join!(Box::pin(join::enrol(enrolment, &clock, sender)), shown);
+    let attempts = Attempts::default();
+    let joined = Box::pin(join::enrol(enrolment, &attempts, &clock, sender));
+    let (joined, ()) = tokio::join!(joined, shown);
     let joined = joined.map_err(|e| Refusal::new(e.code(), "operator join", e.to_string(), e.hint()))?;
     let mut managers = write(path, Arc::new(joined.credentials), joined.name, joined.managers)?;
     if managers.is_empty() {

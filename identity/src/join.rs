@@ -2,9 +2,9 @@
 //!
 //! The order keeps the ticket's secret safe: it is said only over a connection that chains to the root that the ticket
 //! names. Several addresses are tried in turn with one key and one request id, so that an answer that was lost on the
-//! way is asked for again and does not use the ticket twice. Another call of [`enrol`] makes another key, and so counts as
-//! another node.
+//! way is asked for again and does not use the ticket twice; so does the next call with the same [`Attempts`].
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bulkhead_proto::code::{CODE_KEY, Code, HINT_KEY};
@@ -15,6 +15,7 @@ use bulkhead_proto::wire::{
 };
 use bulkhead_proto::{ClusterId, MemberId, RequestId, Role};
 use rustls_pki_types::{CertificateDer, UnixTime};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
@@ -160,8 +161,9 @@ impl JoinError {
             Self::Refused { hint, .. } if !hint.is_empty() => hint,
             Self::Refused { .. } => "read the manager's log for the reason",
             Self::Unanswered { .. } => {
-                "check `bulkhead cluster status` there, then join again; it may have admitted this node all the same, \
-                 which used the ticket once: then `bulkhead node ls` on a manager shows a node that never came up"
+                "check `bulkhead cluster status` there, then join again in the same way; it may have admitted this node \
+                 all the same, which used the ticket once: as long as this program runs, it is the same node when it \
+                 asks again"
             }
             Self::Role { .. } => {
                 "make a ticket of this program's role: bulkhead cluster ticket create --role ROLE"
@@ -179,26 +181,85 @@ impl JoinError {
     }
 }
 
+/// The key and the request id of the last join, for the next one that asks for the same.
+///
+/// A program holds it for its life. It is not on disk: a program that ended in between counts as another node.
+#[derive(Debug, Default)]
+pub struct Attempts(Mutex<Option<Attempt>>);
+
+#[derive(Debug)]
+struct Attempt {
+    /// The digest of what was asked for.
+    wish: [u8; 32],
+    key: Key,
+    request_id: RequestId,
+}
+
+impl Attempts {
+    /// The key and request id for this wish: those of the last call where it was the same, else new ones.
+    fn of(&self, request: &Enrolment) -> Result<(Key, RequestId), JoinError> {
+        let wish = request.wish();
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let attempt = match last.take().filter(|attempt| attempt.wish == wish) {
+            Some(attempt) => attempt,
+            None => Attempt::new(wish)?,
+        };
+        let key = Key::from_pkcs8(attempt.key.pkcs8()).map_err(|_| JoinError::Entropy)?;
+        Ok((key, last.insert(attempt).request_id))
+    }
+
+    /// The node is in: whoever joins next is another one.
+    fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl Attempt {
+    fn new(wish: [u8; 32]) -> Result<Self, JoinError> {
+        let key = Key::generate().map_err(|_| JoinError::Entropy)?;
+        let mut request_id = [0; 16];
+        SystemEntropy
+            .fill(&mut request_id)
+            .map_err(|_| JoinError::Entropy)?;
+        let request_id = RequestId::from_bytes(request_id);
+        Ok(Self {
+            wish,
+            key,
+            request_id,
+        })
+    }
+}
+
+impl Enrolment {
+    /// The digest of all that the node's record is made from.
+    fn wish(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        let (ticket, role) = (self.ticket.to_text(), self.role.to_string());
+        for part in [ticket.as_str(), &role, &self.advertise, &self.name] {
+            digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            digest.update(part);
+        }
+        digest.finalize().into()
+    }
+}
+
 /// Joins, and reports each step as it starts and ends. Nothing is kept on disk.
 ///
 /// # Errors
 /// [`JoinError`] of the last address that was tried.
 pub async fn enrol(
     request: Enrolment,
+    attempts: &Attempts,
     clock: &dyn Clock,
     steps: mpsc::Sender<JoinProgress>,
 ) -> Result<Enrolled, JoinError> {
     if request.addresses.is_empty() || request.addresses.len() > ADDRESSES {
         return Err(JoinError::Addresses);
     }
-    let key = Key::generate().map_err(|_| JoinError::Entropy)?;
-    let mut request_id = [0; 16];
-    SystemEntropy
-        .fill(&mut request_id)
-        .map_err(|_| JoinError::Entropy)?;
+    let (key, request_id) = attempts.of(&request)?;
     let joiner = Joiner {
         key,
-        request_id: RequestId::from_bytes(request_id),
+        request_id,
         request: &request,
         clock,
     };
@@ -206,7 +267,13 @@ pub async fn enrol(
     let mut last = JoinError::Addresses;
     for address in &request.addresses {
         match joiner.enrol_at(address, &steps).await {
-            Ok((answer, bundle)) => return joiner.accept(address, answer, bundle, &steps).await,
+            Ok((answer, bundle)) => {
+                let accepted = joiner.accept(address, answer, bundle, &steps).await;
+                if accepted.is_ok() {
+                    attempts.forget();
+                }
+                return accepted;
+            }
             Err(error) if error.is_worth_another() => last = error,
             Err(error) => return Err(error),
         }
@@ -550,18 +617,23 @@ mod tests {
         }
     }
 
-    /// Joins as a worker; gives the outcome and `step:state` of all that was reported.
-    async fn join(addresses: &[&str], ticket: Ticket) -> (Result<Enrolled, JoinError>, Vec<JoinProgress>) {
-        let request = Enrolment {
+    /// A worker's request.
+    fn request(addresses: &[&str], ticket: Ticket) -> Enrolment {
+        Enrolment {
             ticket,
             addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
             role: Role::Worker,
             description: NodeDescription::default(),
             advertise: String::new(),
             name: String::new(),
-        };
+        }
+    }
+
+    /// Joins as a worker; gives the outcome and `step:state` of all that was reported.
+    async fn join(addresses: &[&str], ticket: Ticket) -> (Result<Enrolled, JoinError>, Vec<JoinProgress>) {
+        let request = request(addresses, ticket);
         let (send, mut receive) = mpsc::channel(64);
-        let outcome = enrol(request, &SystemClock::start(), send).await;
+        let outcome = enrol(request, &Attempts::default(), &SystemClock::start(), send).await;
         let mut steps = Vec::new();
         while let Some(step) = receive.recv().await {
             steps.push(step);
@@ -588,6 +660,30 @@ mod tests {
             .collect();
         assert_eq!(done, ["name", "tcp", "root", "clock", "ticket", "certificate"]);
         assert_eq!(manager.heard.lock().expect("heard")[0].ticket_secret, [0xAB; 16]);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_again_after_a_lost_answer_is_the_same_node() {
+        let mut manager = Manager::new(Role::Worker);
+        manager.refusal = Some((tonic::Code::Unavailable, Code::NoQuorum));
+        let (address, _server) = manager.serve().await;
+        let (attempts, clock) = (Attempts::default(), SystemClock::start());
+        let ask = async |name: &str| {
+            let mut request = request(&[&address], manager.ticket());
+            request.name = name.to_owned();
+            let (send, _receive) = mpsc::channel(64);
+            enrol(request, &attempts, &clock, send)
+                .await
+                .expect_err("no answer");
+            let heard = manager.heard.lock().expect("heard").pop().expect("it was asked");
+            let key = crate::csr::public_key(&heard.csr).expect("a request").key_id();
+            (heard.request_id, key)
+        };
+        let first = ask("a").await;
+        assert_eq!(ask("a").await, first);
+        assert_ne!(ask("b").await, first, "what is wished for is another node");
+        attempts.forget();
+        assert_ne!(ask("b").await, first);
     }
 
     #[tokio::test]

@@ -274,7 +274,7 @@ async fn what_cannot_be_done_is_refused_before_anything_is_written() {
         listen: free_address(),
         ..Default::default()
     };
-    let status = program.client().join(join).await.err().expect("no ticket");
+    let status = program.client().join(join).await.expect_err("no ticket");
     assert_eq!(code(&status), Some(Code::BadTicket));
     assert!(!folder.path().join("keys").exists(), "a key file is left");
     program

@@ -6,7 +6,7 @@ use crate::keep::{Keep, KeepError};
 use crate::local::{self, Command, Standing, Steps, refuse};
 use crate::member::{self, MemberError, Parts};
 use crate::runtime::{self, Runtime, RuntimeError};
-use bulkhead_identity::join::{self, Enrolment};
+use bulkhead_identity::join::{self, Attempts, Enrolment};
 use bulkhead_identity::seam::{SystemClock, SystemEntropy};
 use bulkhead_identity::ticket::Ticket;
 use bulkhead_launcher::connection::Connection;
@@ -165,7 +165,8 @@ async fn uninitialised(
     commands: &mut mpsc::Receiver<Command>,
 ) -> Result<(Keep, Option<Steps>), ProgramError> {
     tracing::info!("in no cluster; waiting for `bulkhead cluster join`");
-    let mut by_itself = std::pin::pin!(join_by_itself(config, description));
+    let attempts = Attempts::default();
+    let mut by_itself = std::pin::pin!(join_by_itself(config, description, &attempts));
     loop {
         standing.send_replace(Standing::Uninitialised);
         tokio::select! {
@@ -180,7 +181,8 @@ async fn uninitialised(
                 )))),
                 Some(Command::Join { request, steps }) => {
                     standing.send_replace(Standing::Joining);
-                    if let Some(keep) = Box::pin(enrol(config, description, request, Some(steps.clone()))).await? {
+                    let joined = Box::pin(enrol(config, description, request, &attempts, Some(steps.clone())));
+                    if let Some(keep) = joined.await? {
                         return Ok((keep, Some(steps)));
                     }
                 }
@@ -195,6 +197,7 @@ async fn enrol(
     config: &Config,
     description: &wire::NodeDescription,
     request: wire::JoinRequest,
+    attempts: &Attempts,
     steps: Option<Steps>,
 ) -> Result<Option<Keep>, ProgramError> {
     let refused = |code, message: String, hint: &str| {
@@ -223,7 +226,7 @@ async fn enrol(
             };
             let clock = SystemClock::start();
             let (enrolled, ()) = tokio::join!(
-                join::enrol(enrolment, &clock, to),
+                join::enrol(enrolment, attempts, &clock, to),
                 local::forward(from, steps.clone())
             );
             match enrolled {
@@ -239,7 +242,11 @@ async fn enrol(
 }
 
 /// Joins with the ticket file of the command line, over and over; for ever without one.
-async fn join_by_itself(config: &Config, description: &wire::NodeDescription) -> Result<Keep, ProgramError> {
+async fn join_by_itself(
+    config: &Config,
+    description: &wire::NodeDescription,
+    attempts: &Attempts,
+) -> Result<Keep, ProgramError> {
     let Some(file) = &config.ticket_file else {
         return std::future::pending().await;
     };
@@ -251,7 +258,7 @@ async fn join_by_itself(config: &Config, description: &wire::NodeDescription) ->
                 addresses: config.join.clone(),
                 ..Default::default()
             };
-            if let Some(keep) = Box::pin(enrol(config, description, request, None)).await? {
+            if let Some(keep) = Box::pin(enrol(config, description, request, attempts, None)).await? {
                 return Ok(keep);
             }
             wait = (wait * 2).min(LONGEST);

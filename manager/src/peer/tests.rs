@@ -1,4 +1,4 @@
-use bulkhead_identity::join::{Enrolment, enrol};
+use bulkhead_identity::join::{Attempts, Enrolment, enrol};
 use bulkhead_identity::seam::SystemEntropy;
 use bulkhead_identity::ticket::{Ticket, TicketSecret};
 use bulkhead_proto::wire::peer_client::PeerClient;
@@ -56,7 +56,8 @@ async fn joined(manager: &Manager, role: WireRole) -> bulkhead_identity::join::E
     };
     let (steps, mut read) = mpsc::channel(64);
     let drain = async { while read.recv().await.is_some() {} };
-    let (enrolled, ()) = tokio::join!(enrol(request, &*manager.clock, steps), drain);
+    let attempts = Attempts::default();
+    let (enrolled, ()) = tokio::join!(enrol(request, &attempts, &*manager.clock, steps), drain);
     enrolled.expect("admitted")
 }
 

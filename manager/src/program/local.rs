@@ -276,7 +276,13 @@ pub(super) async fn join_cluster(
         advertise: order.advertise.clone(),
         name: order.name,
     };
-    let enrolled = match join::enrol(enrolment, &*program.machine.clock, steps.clone()).await {
+    let joining = join::enrol(
+        enrolment,
+        &program.attempts,
+        &*program.machine.clock,
+        steps.clone(),
+    );
+    let enrolled = match joining.await {
         Ok(enrolled) => enrolled,
         Err(error) => {
             tracing::warn!(error = chain(&error), "not joined");

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_identity::join::Attempts;
 use bulkhead_identity::local::{self as socket, LocalConnection};
 use bulkhead_identity::seam::{SystemClock, SystemEntropy};
 use bulkhead_identity::store::{KeyFile, StoreError};
@@ -73,6 +74,7 @@ const TICKET_FILE_BYTES: u64 = 4_096;
 pub(crate) struct Program {
     machine: Machine,
     stage: Arc<Stages>,
+    attempts: Attempts,
     work: Work,
     stop: CancellationToken,
     /// Why the program must end.
@@ -116,6 +118,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramE
     let program = Arc::new(Program {
         machine,
         stage: Arc::new(Stages::new()),
+        attempts: Attempts::default(),
         work: Work(Mutex::default()),
         stop: stop.clone(),
         failed,
