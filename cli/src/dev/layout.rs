@@ -1,7 +1,7 @@
 //! Where a local cluster keeps what, and what its nodes are called.
 
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bulkhead_proto::limits;
@@ -170,11 +170,26 @@ impl Folder {
     /// The cluster that is kept here, if there is one.
     pub(super) fn load(&self) -> Result<Option<Cluster>, Refusal> {
         let path = self.root.join(CLUSTER);
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
+        let read = || -> std::io::Result<(u32, Vec<u8>)> {
+            let owner = std::fs::metadata(&path)?.uid();
+            Ok((owner, std::fs::read(&path)?))
+        };
+        let (owner, text) = match read() {
+            Ok(read) => read,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(unusable(&path, &e)),
         };
+        // It names a control group that 'kill' and 'down' kill: only its maker's word counts.
+        if owner != nix::unistd::geteuid().as_raw() {
+            let reason = format!("the local cluster here is user {owner}'s");
+            let help = "run this as that user, or name another folder with --dir";
+            return Err(Refusal::new(
+                Code::DevPrivilege,
+                path.display().to_string(),
+                reason,
+                help,
+            ));
+        }
         let parsed = serde_json::from_slice(&text);
         parsed.map(Some).map_err(|e| {
             let help = "it was not written by this program; move it away";
@@ -346,6 +361,11 @@ mod tests {
         cluster.nodes.iter_mut().for_each(|node| node.uid = uid);
         folder.create(&cluster).expect("made");
         assert_eq!(folder.load(), Ok(Some(cluster.clone())));
+        if uid == 0 {
+            let file = folder.path().join(CLUSTER);
+            std::os::unix::fs::chown(&file, Some(65_534), None).expect("root may");
+            assert_eq!(folder.load().map_err(|e| e.code()), Err(Code::DevPrivilege));
+        }
         folder.remove().expect("ours");
 
         std::fs::create_dir(folder.path()).expect("a folder");
