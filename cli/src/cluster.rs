@@ -118,6 +118,7 @@ async fn init(options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
         context_name(app)
     ));
     if let Some(folder) = &options.tickets_to {
+        // A connection of its own: one that was made before the cluster knows no more than how to make one.
         ticket::write_files(&mut app.program()?, folder, options.ticket_uses).await?;
     }
     app.say("next: 'bulkhead cluster ticket create --role worker' prints how a worker joins;");

@@ -1,0 +1,101 @@
+//! What the command says to a program of its own machine, with the programs of this build.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The folder of the programs, which `make test` builds before the tests run.
+fn program(name: &str) -> PathBuf {
+    // target/TRIPLE/debug/deps/test-program
+    let test = std::env::current_exe().expect("a test has a path");
+    let path = test.ancestors().nth(2).expect("two folders up").join(name);
+    assert!(
+        path.exists(),
+        "{name} is not built; run: cargo build --workspace --bins"
+    );
+    path
+}
+
+/// A manager program without a cluster, in a folder of its own.
+struct Manager {
+    folder: tempfile::TempDir,
+    process: Child,
+}
+
+impl Manager {
+    fn start() -> Manager {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("its owner may");
+        let data = folder.path().join("data");
+        fs::create_dir(&data).expect("a new folder");
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).expect("its owner may");
+        let mut command = Command::new(program("bulkhead-manager"));
+        command.arg("--data").arg(&data).stderr(Stdio::null());
+        let process = command.spawn().expect("the manager starts");
+        let manager = Manager { folder, process };
+        let end = Instant::now() + Duration::from_secs(30);
+        while !manager.socket().exists() {
+            assert!(Instant::now() < end, "the manager opens its socket");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        manager
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("data/manager.sock")
+    }
+
+    /// `bulkhead --socket …`, with contexts in this manager's folder.
+    fn command(&self, words: &[&str]) -> Output {
+        Command::new(program("bulkhead"))
+            .args(words)
+            .arg("--socket")
+            .arg(self.socket())
+            .env("XDG_CONFIG_HOME", self.folder.path().join("config"))
+            .output()
+            .expect("the command starts")
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.process.kill(); // it may have ended, which the test noticed
+        let _ = self.process.wait();
+    }
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).expect("it is there").mode() & 0o777
+}
+
+#[test]
+fn init_writes_the_tickets_that_others_join_with() {
+    let manager = Manager::start();
+    let tickets = manager.folder.path().join("tickets");
+    fs::create_dir(&tickets).expect("a new folder");
+    let to = tickets.to_string_lossy().into_owned();
+    let init = [
+        "cluster",
+        "init",
+        "--listen",
+        "127.82.0.1:7443",
+        "--tickets-to",
+        &to,
+    ];
+    let made = manager.command(&init);
+    assert!(made.status.success(), "{}", errors(&made));
+    let files = ["manager", "worker"].map(|role| tickets.join(format!("{role}.ticket")));
+    for file in &files {
+        let text = fs::read_to_string(file).expect("a ticket");
+        assert!(text.starts_with("BULKHEAD-1-") && text.ends_with('\n'));
+        assert_eq!(mode(file), 0o600);
+    }
+    let again = manager.command(&init);
+    assert!(!again.status.success() && errors(&again).contains("BH-E0051"));
+}
