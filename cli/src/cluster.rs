@@ -71,7 +71,7 @@ pub(crate) struct Init {
     /// Name of the first operator [default: the user's]
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
-    /// Also writes manager.ticket and worker.ticket into this folder
+    /// Also writes manager/ticket and worker/ticket below this folder
     #[arg(long, value_name = "FOLDER")]
     tickets_to: Option<PathBuf>,
     /// Joins that each of those tickets admits

@@ -90,11 +90,12 @@ fn init_writes_the_tickets_that_others_join_with() {
     ];
     let made = manager.command(&init);
     assert!(made.status.success(), "{}", errors(&made));
-    let files = ["manager", "worker"].map(|role| tickets.join(format!("{role}.ticket")));
+    let files = ["manager", "worker"].map(|role| tickets.join(role).join("ticket"));
     for file in &files {
         let text = fs::read_to_string(file).expect("a ticket");
         assert!(text.starts_with("BULKHEAD-1-") && text.ends_with('\n'));
         assert_eq!(mode(file), 0o600);
+        assert_eq!(mode(file.parent().expect("a folder")), 0o700);
     }
     let again = manager.command(&init);
     assert!(!again.status.success() && errors(&again).contains("BH-E0051"));

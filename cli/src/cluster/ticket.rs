@@ -1,6 +1,6 @@
 //! `cluster ticket`: the rights to join.
 
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -242,7 +242,8 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<Exit, Refusal> {
     Ok(Exit::Done)
 }
 
-/// Writes `manager.ticket` and `worker.ticket` for machines that join by themselves.
+/// Writes `manager/ticket` and `worker/ticket` for machines that join by themselves. Each role's lies in a folder of its
+/// own, so that workers can be shown theirs and never the managers'.
 pub(crate) async fn write_files(
     connection: &mut Connection,
     folder: &Path,
@@ -250,16 +251,22 @@ pub(crate) async fn write_files(
 ) -> Result<(), Refusal> {
     for role in [Role::Manager, Role::Worker] {
         let ticket = issue_for(connection, role, uses).await?;
-        write_file(&folder.join(format!("{}.ticket", text::role(role))), &ticket)?;
+        write_file(&folder.join(text::role(role)), &ticket)?;
     }
     Ok(())
 }
 
-/// Writes a ticket for its owner alone. The name appears with the whole ticket: someone may wait for it.
-pub(crate) fn write_file(path: &Path, ticket: &str) -> Result<(), Refusal> {
-    let partial = path.with_extension("partial");
+/// Writes a ticket for its owner alone, as `folder/ticket`. The name appears with the whole ticket: someone may wait for
+/// it.
+fn write_file(folder: &Path, ticket: &str) -> Result<(), Refusal> {
+    let path = folder.join("ticket");
+    let partial = folder.join("ticket.partial");
     let write = || {
         use std::io::Write;
+        match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {} // a folder that is there, as a mounted one, keeps its mode
+        }
         let mut file = std::fs::File::options()
             .write(true)
             .create(true)
@@ -268,7 +275,7 @@ pub(crate) fn write_file(path: &Path, ticket: &str) -> Result<(), Refusal> {
             .open(&partial)?;
         file.write_all(format!("{ticket}\n").as_bytes())?;
         file.sync_all()?;
-        std::fs::rename(&partial, path)
+        std::fs::rename(&partial, &path)
     };
     write().map_err(|e: std::io::Error| {
         let place = path.display().to_string();
@@ -302,15 +309,21 @@ mod tests {
     fn a_ticket_file_is_its_owners_alone() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("worker.ticket");
-        write_file(&path, "T").expect("a writable folder");
-        assert_eq!(std::fs::read(&path).expect("it is there"), b"T\n");
-        let mode = std::fs::metadata(&path)
-            .expect("it is there")
-            .permissions()
-            .mode();
-        assert_eq!(mode & 0o777, 0o600);
-        assert!(write_file(&folder.path().join("none/x.ticket"), "T").is_err());
+        let worker = folder.path().join("worker");
+        let mode = |path: &Path| {
+            let facts = std::fs::metadata(path).expect("it is there");
+            facts.permissions().mode() & 0o777
+        };
+        for text in ["T", "U"] {
+            write_file(&worker, text).expect("a writable folder");
+            let ticket = worker.join("ticket");
+            assert_eq!(
+                std::fs::read_to_string(&ticket).expect("it is there"),
+                format!("{text}\n")
+            );
+            assert_eq!((mode(&worker), mode(&ticket)), (0o700, 0o600));
+        }
+        assert!(write_file(&folder.path().join("none/worker"), "T").is_err());
     }
 
     #[test]
