@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bulkhead_identity::Key;
 use bulkhead_proto::limits;
-use bulkhead_proto::wire::{InitRequest, InitResponse, LeaveRequest, Role};
+use bulkhead_proto::wire::{InitRequest, InitResponse, LeaveRequest, Phase, Role};
 use clap::{Args, Subcommand};
 
 use crate::app::App;
@@ -71,6 +71,9 @@ pub(crate) struct Init {
     /// Name of the first operator [default: the user's]
     #[arg(long, value_name = "NAME")]
     operator: Option<String>,
+    /// Does not fail where the manager is in a cluster already; with --tickets-to it writes tickets all the same
+    #[arg(long)]
+    if_needed: bool,
     /// Also writes manager/ticket and worker/ticket below this folder
     #[arg(long, value_name = "FOLDER")]
     tickets_to: Option<PathBuf>,
@@ -100,6 +103,7 @@ impl Init {
             lab: true,
             name: Some(name),
             operator: None,
+            if_needed: false,
             tickets_to: None,
             ticket_uses: limits::TICKET_USES,
         }
@@ -107,6 +111,16 @@ impl Init {
 }
 
 async fn init(options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    if options.if_needed {
+        let status = health::status(&mut app.program()?.local()).await?;
+        if status.phase() == Phase::Member {
+            app.say(&format!(
+                "{} is in a cluster already; nothing was made",
+                status.name
+            ));
+            return write_tickets(&options, app).await;
+        }
+    }
     let answer = found(&options, app).await?;
     app.print(&format!("{}\n", text::id(&answer.node_id)))?;
     app.say(&format!(
@@ -117,12 +131,17 @@ async fn init(options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
         "your key is in the context '{}', which is selected now",
         context_name(app)
     ));
+    app.say("next: 'bulkhead cluster ticket create --role worker' prints how a worker joins;");
+    app.say("      'bulkhead cluster status' shows the cluster");
+    write_tickets(&options, app).await
+}
+
+/// Last of all: what failed here is made up for by `--if-needed`.
+async fn write_tickets(options: &Init, app: &App<'_>) -> Result<Exit, Refusal> {
     if let Some(folder) = &options.tickets_to {
         // A connection of its own: one that was made before the cluster knows no more than how to make one.
         ticket::write_files(&mut app.program()?, folder, options.ticket_uses).await?;
     }
-    app.say("next: 'bulkhead cluster ticket create --role worker' prints how a worker joins;");
-    app.say("      'bulkhead cluster status' shows the cluster");
     Ok(Exit::Done)
 }
 
@@ -139,7 +158,7 @@ pub(crate) async fn found(options: &Init, app: &mut App<'_>) -> Result<InitRespo
     let (listen, advertise) = addresses(options.listen.clone(), options.advertise.clone())?;
     let mut program = app.program()?;
     let before = health::status(&mut program.local()).await?;
-    if before.phase() != bulkhead_proto::wire::Phase::Uninitialised {
+    if before.phase() != Phase::Uninitialised {
         let reason = format!("the program is {}", health::phase(&before));
         let help = "a program is of one cluster for ever; start another with an empty --data folder";
         return Err(Refusal::new(Code::AlreadyMember, "cluster init", reason, help));

@@ -100,3 +100,26 @@ fn init_writes_the_tickets_that_others_join_with() {
     let again = manager.command(&init);
     assert!(!again.status.success() && errors(&again).contains("BH-E0051"));
 }
+
+#[test]
+fn init_if_needed_makes_up_for_tickets_that_are_missing() {
+    let manager = Manager::start();
+    let tickets = manager.folder.path().join("tickets");
+    let to = tickets.to_string_lossy().into_owned();
+    let init = [
+        "cluster",
+        "init",
+        "--if-needed",
+        "--listen",
+        "127.82.0.2:7443",
+        "--tickets-to",
+        &to,
+    ];
+    // There is no place for the tickets, but a cluster is made.
+    let made = manager.command(&init);
+    assert!(errors(&made).contains("BH-E0011"), "{}", errors(&made));
+    fs::create_dir(&tickets).expect("a new folder");
+    let again = manager.command(&init);
+    assert!(again.status.success(), "{}", errors(&again));
+    assert!(tickets.join("worker/ticket").exists() && tickets.join("manager/ticket").exists());
+}
