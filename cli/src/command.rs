@@ -60,7 +60,7 @@ enum Verb {
     Events(events::Events),
     /// Says whether the program behind --socket is ready
     #[command(hide = true)]
-    Health,
+    Health(health::Health),
     /// Prints the version
     Version,
     /// Prints a completion script
@@ -119,7 +119,7 @@ async fn dispatch(verb: Verb, app: &mut App<'_>) -> Result<Exit, Refusal> {
         Verb::Context(verb) => return context_verb::run(verb, app),
         Verb::Dev(options) => return dev::run(options, app).await,
         Verb::Events(options) => return events::run(options, app).await,
-        Verb::Health => return health::run(app).await,
+        Verb::Health(options) => return health::run(options, app).await,
         Verb::Version => version(app.global.format.unwrap_or(Format::Table)),
         Verb::Completion { shell } => {
             let mut script = Vec::new();

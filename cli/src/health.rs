@@ -1,6 +1,8 @@
 //! `health`: whether one program is ready, for health checks of containers and units.
 
 use bulkhead_proto::wire::{GetLocalStatusRequest, LocalStatus, Phase};
+use clap::Args;
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use serde_json::json;
 
 use crate::app::App;
@@ -10,7 +12,16 @@ use crate::refusal::{Code, Exit, Refusal, from_status};
 /// A health check that takes longer has failed.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
 
-pub(crate) async fn run(app: &mut App<'_>) -> Result<Exit, Refusal> {
+/// Flags of `health`.
+#[derive(Debug, Args)]
+pub(crate) struct Health {
+    /// Becomes this user first, the program's own: a container's root may not open another user's socket
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+    user: Option<u32>,
+}
+
+pub(crate) async fn run(options: Health, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    options.user.map_or(Ok(()), become_user)?;
     let status = status(&mut app.program()?.local()).await?;
     let text = match app.global.format.unwrap_or(Format::Table) {
         Format::Table => format!("{}\n", verdict(&status)),
@@ -30,6 +41,18 @@ pub(crate) async fn run(app: &mut App<'_>) -> Result<Exit, Refusal> {
     }
     let help = "wait, or read the program's log; a program without a cluster needs 'bulkhead cluster init' or 'join'";
     Err(Refusal::new(Code::NotReady, "health", verdict(&status), help))
+}
+
+/// User, group and no other groups; for ever, before anything is asked.
+fn become_user(id: u32) -> Result<(), Refusal> {
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    setgroups(&[])
+        .and_then(|()| setresgid(group, group, group))
+        .and_then(|()| setresuid(user, user, user))
+        .map_err(|e| {
+            let help = "only root can become another user: call it as that user, without --user";
+            Refusal::new(Code::BadField, "--user", e.to_string(), help)
+        })
 }
 
 /// What a program says of itself over its local socket.
