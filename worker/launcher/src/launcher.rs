@@ -274,8 +274,10 @@ fn find_cgroups() -> anyhow::Result<Vec<Hierarchy>> {
     for one in found.iter().filter(read_only) {
         use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_remount};
         if !std::mem::replace(&mut own_mounts, true) {
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
-            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)
+                .context("could not make a mount namespace, which takes CAP_SYS_ADMIN")?;
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+                .context("could not separate the mounts")?;
         }
         let flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount_remount(&one.mount, flags, "").context("could not make the control groups writable")?;

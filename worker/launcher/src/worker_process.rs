@@ -68,7 +68,10 @@ pub fn become_worker(arguments: &[CString], env: &[CString]) -> io::Result<()> {
         .get(2..)
         .filter(|rest| !rest.is_empty())
         .ok_or_else(wrong)?;
-    capabilities::become_worker(uid, uid)?;
+    capabilities::become_worker(uid, uid).map_err(|error| {
+        let what = format!("could not become user {uid}, which takes CAP_SETUID and CAP_SETGID: {error}");
+        io::Error::new(error.kind(), what)
+    })?;
     // Without its launcher a worker is in the way of the next one.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     sys::default_sigpipe();
