@@ -8,7 +8,7 @@ TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-launcher
 
-.PHONY: all setup test demo lint bench-log clean
+.PHONY: all setup test demo compose-image compose-test lint bench-log clean
 
 all: setup
 	cargo build --release --locked --bins
@@ -35,6 +35,14 @@ bench-log:
 # The tour against real programs; KEEP=1 leaves the cluster up.
 demo: all
 	BULKHEAD_BIN="$(TARGET_DIR)/release" KEEP=$(KEEP) bash scripts/demo.sh
+
+# The image of the compose cluster, of these programs: chaos/compose/docker-compose.yml tells how to use it.
+compose-image: all
+	BULKHEAD_BIN="$(TARGET_DIR)/release" bash chaos/compose/build.sh
+
+# The compose cluster, from `up` to `down -v`; needs docker, docker-compose and root.
+compose-test: all
+	BULKHEAD_BIN="$(TARGET_DIR)/release" bash chaos/compose/test.sh
 
 lint: setup
 	cargo fmt --all --check
