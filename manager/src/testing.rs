@@ -49,7 +49,7 @@ pub(crate) struct Manager {
     pub(crate) peers: Peers,
     pub(crate) ring: KeyRing,
     pub(crate) clock: Arc<dyn Clock>,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     _folder: tempfile::TempDir,
 }
 
@@ -241,6 +241,7 @@ impl Manager {
             fresh.clone(),
             peers.clone(),
             clock.clone(),
+            stop.clone(),
         );
         tokio::spawn(fresh.clone().follow(peers.clone(), stop.clone()));
         tokio::spawn(committer.run(stop.clone()));

@@ -11,6 +11,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -35,16 +36,18 @@ struct Parts {
     fresh: Fresh,
     peers: Peers,
     clock: Arc<dyn Clock>,
+    stop: CancellationToken,
 }
 
 impl AuthzLayer {
-    /// Decides for this cluster.
+    /// Decides for this cluster; `stop` ends every open stream.
     pub fn new(
         cluster: ClusterId,
         listing: Listing,
         fresh: Fresh,
         peers: Peers,
         clock: Arc<dyn Clock>,
+        stop: CancellationToken,
     ) -> Self {
         Self(Arc::new(Parts {
             cluster,
@@ -52,6 +55,7 @@ impl AuthzLayer {
             fresh,
             peers,
             clock,
+            stop,
         }))
     }
 }
@@ -103,13 +107,10 @@ where
                 .extensions()
                 .get::<ConnectInfo>()
                 .map(|it| it.peer.clone());
-            let ends = method.and_then(|method| parts.ends(method, &principal, peer));
+            let ends = parts.ends(method, &principal, peer);
             request.extensions_mut().insert(principal);
             let answer = ready.call(request).await?;
-            Ok(match ends {
-                Some(ends) => answer.map(|body| Body::new(Guarded::new(body, ends))),
-                None => answer,
-            })
+            Ok(answer.map(|body| Body::new(Guarded::new(body, ends))))
         }
         .boxed()
     }
@@ -185,48 +186,62 @@ impl Parts {
         }
     }
 
-    /// When the right to an open stream ends; never where no list decides.
+    /// When an open stream ends: with the manager, and where a list decides, with the right to it.
     fn ends(
         &self,
-        method: Method,
+        method: Option<Method>,
         principal: &Principal,
         peer: Option<Peer>,
-    ) -> Option<BoxFuture<'static, Status>> {
-        if method.standing() != Standing::Listed {
-            return None;
+    ) -> BoxFuture<'static, Status> {
+        let stop = self.stop.clone();
+        if method.map(Method::standing) != Some(Standing::Listed) {
+            return async move {
+                stop.cancelled_owned().await;
+                ending()
+            }
+            .boxed();
         }
         let (fresh, listing, caller) = (self.fresh.clone(), self.listing.clone(), principal.caller);
         let key = principal.subject.zip(principal.key_id);
         let clock = self.clock.clone();
-        Some(
-            async move {
-                let removed = async {
-                    match key {
-                        Some((subject, key)) => listing.removed(subject, key).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    biased;
-                    () = removed => {
-                        tracing::info!(target: "audit", %caller, "stream closed: its key was removed");
-                        denied(caller)
-                    }
-                    () = expired(&*clock, peer) => {
-                        tracing::info!(target: "audit", %caller, "stream closed: its certificate expired");
-                        refuse(
-                            Code::CertificateTime,
-                            tonic::Code::PermissionDenied,
-                            "the certificate of this connection expired",
-                            "connect again with a renewed one",
-                        )
-                    }
-                    () = ended(&fresh) => stale(),
+        async move {
+            let removed = async {
+                match key {
+                    Some((subject, key)) => listing.removed(subject, key).await,
+                    None => std::future::pending().await,
                 }
+            };
+            tokio::select! {
+                biased;
+                () = removed => {
+                    tracing::info!(target: "audit", %caller, "stream closed: its key was removed");
+                    denied(caller)
+                }
+                () = expired(&*clock, peer) => {
+                    tracing::info!(target: "audit", %caller, "stream closed: its certificate expired");
+                    refuse(
+                        Code::CertificateTime,
+                        tonic::Code::PermissionDenied,
+                        "the certificate of this connection expired",
+                        "connect again with a renewed one",
+                    )
+                }
+                () = ended(&fresh) => stale(),
+                () = stop.cancelled_owned() => ending(),
             }
-            .boxed(),
-        )
+        }
+        .boxed()
     }
+}
+
+/// This manager goes; whoever holds a stream asks another one.
+fn ending() -> Status {
+    refuse(
+        Code::NoQuorum,
+        tonic::Code::Unavailable,
+        "this manager is ending",
+        "ask another manager",
+    )
 }
 
 /// How often an open stream's certificate is held against the clock, which may be set meanwhile.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bulkhead_identity::{ConnectInfo, Peer};
 use bulkhead_proto::{Caller, Method, Role};
 use http::{Request, Response};
+use http_body::Body as _;
 use tonic::body::Body;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
@@ -52,7 +53,14 @@ async fn every_method_takes_its_callers_and_nobody_else() {
             manager.peers.clone(),
             manager.clock.clone(),
         );
-        AuthzLayer::new(manager.cluster, listing, fresh, peers, clock)
+        AuthzLayer::new(
+            manager.cluster,
+            listing,
+            fresh,
+            peers,
+            clock,
+            manager.stop.clone(),
+        )
     };
     let fresh = layer(manager.fresh.clone());
     let stale = layer(Fresh::new(manager.replica.clone(), manager.clock.clone()));
@@ -102,4 +110,60 @@ fn a_replica_that_cannot_decide_says_so_with_the_code_that_callers_try_again() {
     let code = status.metadata().get(bulkhead_proto::CODE_KEY).expect("a code");
     assert_eq!(code, bulkhead_proto::Code::NoQuorum.as_str());
     assert_eq!(status.code(), tonic::Code::Unavailable);
+}
+
+/// A stream that never says anything.
+struct Silent;
+
+impl http_body::Body for Silent {
+    type Data = bytes::Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, tonic::Status>>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_open_stream_ends_with_the_manager() {
+    let manager = Manager::start().await;
+    let (listing, fresh) = (manager.listing.clone(), manager.fresh.clone());
+    let (peers, clock) = (manager.peers.clone(), manager.clock.clone());
+    let stop = tokio_util::sync::CancellationToken::new();
+    let layer = AuthzLayer::new(manager.cluster, listing, fresh, peers, clock, stop.clone());
+    let service = layer.layer(service_fn(|_: Request<Body>| async {
+        Ok::<_, Infallible>(Response::new(Body::new(Silent)))
+    }));
+    let mut open = Vec::new();
+    let health = "/grpc.health.v1.Health/Watch";
+    for path in Method::ALL.iter().map(|method| method.path()).chain([health]) {
+        let mut request = Request::builder()
+            .uri(path)
+            .body(Body::empty())
+            .expect("a request");
+        let peer = peer(&manager.own);
+        request
+            .extensions_mut()
+            .insert(ConnectInfo { peer, address: None });
+        let answer = service.clone().oneshot(request).await.expect("answers");
+        // What a manager may not call is refused in the headers.
+        if tonic::Status::from_header_map(answer.headers()).is_none() {
+            open.push((path, answer.into_body()));
+        }
+    }
+    assert!(open.iter().any(|(path, _)| *path == Method::RaftAppend.path()));
+    stop.cancel();
+    for (path, mut body) in open {
+        let next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
+        let trailers = next
+            .expect("an end")
+            .expect("in order")
+            .into_trailers()
+            .expect("trailers");
+        let status = tonic::Status::from_header_map(&trailers).expect("a status");
+        assert_eq!(status.code(), tonic::Code::Unavailable, "{path}");
+    }
 }

@@ -174,6 +174,7 @@ impl Member {
             fresh.clone(),
             peers.clone(),
             clock.clone(),
+            stop.clone(),
         );
         let enrolment = EnrolmentService::new(
             replica.clone(),
