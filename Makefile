@@ -1,5 +1,5 @@
-# `make` builds the programs into target/release; `make test` runs every test; `make demo` shows the tour. All
-# do their own set-up.
+# `make` builds the programs into target/release; `make test` runs every test; `make demo` shows the tour; `make bench`
+# measures and prints the table of speed. All do their own set-up.
 # CARGO_TARGET_DIR is honoured.
 
 SHELL := /bin/bash
@@ -8,10 +8,10 @@ TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-launcher
 
-.PHONY: all setup test demo compose-image compose-test lint bench-log clean
+.PHONY: all setup test demo compose-image compose-test lint bench bench-log clean
 
 all: setup
-	cargo build --release --locked --bins
+	cargo build --release --locked --workspace --exclude bulkhead-bench --bins
 	mkdir -p "$(TARGET_DIR)/release"
 	for program in $(PROGRAMS); do \
 		test ! -e "$(TARGET_DIR)/$(HOST)/release/$$program" || \
@@ -27,6 +27,15 @@ setup:
 test: setup
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --no-fail-fast
+
+# The speed of a real cluster, beside Debian's etcd. ONLY=write,kill measures some parts, QUICK=1 does it with few
+# repetitions, FORMAT=json prints JSON, which is kept in any case; FOLDER is on the disk to measure.
+bench: all
+	cargo build --release --locked --workspace --bins
+	etcd=$$(bash scripts/etcd.sh "$(TARGET_DIR)/etcd"); \
+	"$(TARGET_DIR)/$(HOST)/release/bulkhead-bench" --bin "$(TARGET_DIR)/release" --out "$(TARGET_DIR)/bench.json" \
+		$${etcd:+--etcd "$$etcd"} $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) \
+		$(if $(FORMAT),--format $(FORMAT)) $(if $(FOLDER),--folder "$(FOLDER)")
 
 # The log store against a plain preallocated file, in the folder FOLDER (default: the temporary one).
 bench-log:

@@ -1,6 +1,6 @@
 //! The log store against a plain preallocated file with one write and one flush per batch, on the same folder.
 //!
-//! `cargo run --release -p bulkhead-raft --example log_bench -- [FOLDER]`. Both take turns, so that what else the machine
+//! `cargo run --release -p bulkhead-raft --example log_bench -- [--json] [FOLDER]`. Both take turns, so that what else the machine
 //! does hits both. What is measured of the store is what consensus waits for: from `append` to its callback.
 
 use std::io;
@@ -32,17 +32,22 @@ fn now() -> Instant {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
-    let base = std::env::args()
-        .nth(1)
-        .map_or_else(std::env::temp_dir, PathBuf::from);
+    let (options, folders): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|it| it.starts_with("--"));
+    let base = folders.first().map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = base.join(format!("bulkhead-log-bench-{}", std::process::id()));
     RealFileSystem.create_directory(&folder)?;
     let result = run(&folder).await;
     std::fs::remove_dir_all(&folder)?;
-    result
+    let (log, file) = result?;
+    match options.iter().any(|it| it == "--json") {
+        true => print_json(log, file),
+        false => print(log, file),
+    }
+    Ok(())
 }
 
-async fn run(folder: &Path) -> io::Result<()> {
+async fn run(folder: &Path) -> io::Result<(Figures, Figures)> {
     let mut key = zeroize::Zeroizing::new([0; 32]);
     SystemEntropy.fill(&mut *key).map_err(io::Error::other)?;
     let sealing = Sealing {
@@ -78,16 +83,40 @@ async fn run(folder: &Path) -> io::Result<()> {
         plain.append(round)?;
         file.push(start.elapsed());
     }
-    let (log, file) = (figures(log.split_off(WARM_UP)), figures(file.split_off(WARM_UP)));
+    Ok((figures(log.split_off(WARM_UP)), figures(file.split_off(WARM_UP))))
+}
+
+fn print(log: Figures, file: Figures) {
     println!("{ENTRIES} x {ENTRY_BYTES} B per batch, n={ROUNDS}      p50        p99");
-    println!("log store                     {:>9.1?}  {:>9.1?}", log.0, log.1);
-    println!("plain preallocated file       {:>9.1?}  {:>9.1?}", file.0, file.1);
+    println!(
+        "log store                     {:>9.1?}  {:>9.1?}",
+        log.p50, log.p99
+    );
+    println!(
+        "plain preallocated file       {:>9.1?}  {:>9.1?}",
+        file.p50, file.p99
+    );
     println!(
         "ratio (plain / log store)     {:>9.2}  {:>9.2}",
-        file.0.as_secs_f64() / log.0.as_secs_f64(),
-        file.1.as_secs_f64() / log.1.as_secs_f64()
+        file.p50.as_secs_f64() / log.p50.as_secs_f64(),
+        file.p99.as_secs_f64() / log.p99.as_secs_f64()
     );
-    Ok(())
+}
+
+/// One line, for `make bench`.
+fn print_json(log: Figures, file: Figures) {
+    let times = |it: Figures| {
+        format!(
+            r#"{{"p50_ms":{:.4},"p99_ms":{:.4}}}"#,
+            it.p50.as_secs_f64() * 1e3,
+            it.p99.as_secs_f64() * 1e3
+        )
+    };
+    println!(
+        r#"{{"n":{ROUNDS},"entries":{ENTRIES},"entry_bytes":{ENTRY_BYTES},"log_store":{},"plain_file":{}}}"#,
+        times(log),
+        times(file)
+    );
 }
 
 /// What a log would cost that only writes: no encryption, no checksum, no other thread.
@@ -112,7 +141,16 @@ impl Plain {
     }
 }
 
-fn figures(mut times: Vec<Duration>) -> (Duration, Duration) {
+#[derive(Clone, Copy)]
+struct Figures {
+    p50: Duration,
+    p99: Duration,
+}
+
+fn figures(mut times: Vec<Duration>) -> Figures {
     times.sort_unstable();
-    (times[times.len() / 2], times[times.len() * 99 / 100])
+    Figures {
+        p50: times[times.len() / 2],
+        p99: times[times.len() * 99 / 100],
+    }
 }

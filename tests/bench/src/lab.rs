@@ -1,0 +1,488 @@
+//! A cluster of real programs on this machine: started, joined, killed, started again, and removed whatever happens.
+//!
+//! Managers run as users of their own without any privilege, workers under the launcher's root, each on a loopback
+//! address of its own, as the tour and an operator start them. Everything lies in one folder.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest, ListRequest, Node, NodeStatus, Role};
+use futures::future::try_join_all;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use crate::client::{Control, Operator, until};
+use crate::system;
+
+/// Everything that is waited for comes far sooner; what takes longer is an error.
+const WAIT: Duration = Duration::from_secs(30);
+/// How long programs get to end when they are asked to.
+const GRACE: Duration = Duration::from_secs(8);
+/// The first manager's user; nobody's account.
+const FIRST_UID: u32 = 77_001;
+const PORT: u16 = 7443;
+
+/// Where programs are and where the cluster lies.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) programs: PathBuf,
+    pub(crate) below: PathBuf,
+    pub(crate) subnet: String,
+}
+
+impl Place {
+    /// A program of this build.
+    pub(crate) fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.programs.join(name);
+        anyhow::ensure!(
+            path.is_file(),
+            "{} is not there: run `make`, or name the programs' folder with --bin",
+            path.display()
+        );
+        Ok(path)
+    }
+}
+
+/// One node: a program, its folder and address.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    role: Role,
+    folder: PathBuf,
+    uid: Option<u32>,
+    child: Option<Child>,
+}
+
+impl Machine {
+    /// The program's process: of a worker, the launcher's.
+    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
+        let child = self.child.as_ref();
+        Ok(child.with_context(|| format!("{} does not run", self.name))?.id())
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        self.child.is_some()
+    }
+
+    fn socket(&self) -> PathBuf {
+        match self.role {
+            Role::Manager => self.folder.join("manager.sock"),
+            _ => self.folder.join("worker/worker.sock"),
+        }
+    }
+
+    /// The program in the worker's place that the launcher started.
+    pub(crate) fn agent(&self) -> anyhow::Result<u32> {
+        let below = system::tree(self.pid()?);
+        let is_agent = |pid: &u32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "bulkhead-worker")
+        };
+        below
+            .into_iter()
+            .find(is_agent)
+            .with_context(|| format!("{} has no worker", self.name))
+    }
+
+    fn start(&mut self, place: &Place) -> anyhow::Result<()> {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(place.below.join(format!("{}.log", self.name)))?;
+        let mut command = match self.role {
+            Role::Manager => {
+                let mut command = Command::new(place.program("bulkhead-manager")?);
+                command.arg("--data").arg(&self.folder);
+                command
+            }
+            _ => {
+                let mut command = Command::new(place.program("bulkhead-launcher")?);
+                let ip = self.address.split(':').next().unwrap_or_default();
+                command.arg("--data").arg(&self.folder);
+                command.args(["--", "--publish-address", ip, "--name", &self.name]);
+                command
+            }
+        };
+        if let Some(uid) = self.uid {
+            command.uid(uid).gid(uid);
+        }
+        let child = command
+            // Not in this program's group: an interrupt from the terminal is for this one, which then ends them in order.
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("could not start {}", self.name))?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Ends it as a loss of power does: the program and everything below it, at once.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        let pids = system::tree(self.pid()?);
+        for pid in pids {
+            send(pid, Signal::SIGKILL);
+        }
+        if let Some(mut child) = self.child.take() {
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+fn send(pid: u32, signal: Signal) {
+    // It may have ended already.
+    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+}
+
+/// A cluster. Dropping it ends and removes all of it.
+#[derive(Debug)]
+pub(crate) struct Lab {
+    place: Place,
+    folder: tempfile::TempDir,
+    pub(crate) managers: Vec<Machine>,
+    pub(crate) workers: Vec<Machine>,
+    operator: Option<Operator>,
+}
+
+impl Lab {
+    /// Starts so many programs, makes and joins the cluster, and waits until all of it is ready. Gives how long that
+    /// took, from the start of the first program.
+    pub(crate) async fn up(place: &Place, managers: u8, workers: u8) -> anyhow::Result<(Self, Duration)> {
+        if workers > 0 && !geteuid().is_root() {
+            bail!("workers set up namespaces and control groups, which needs root");
+        }
+        let folder = tempfile::Builder::new()
+            .prefix("bulkhead-bench.")
+            .tempdir_in(&place.below)
+            .with_context(|| format!("could not make a folder below {}", place.below.display()))?;
+        // Every node's user must be able to reach what is its own in it.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
+        let place = Place {
+            below: folder.path().to_owned(),
+            ..place.clone()
+        };
+        let mut lab = Self {
+            managers: Vec::new(),
+            workers: Vec::new(),
+            operator: None,
+            place,
+            folder,
+        };
+        for number in 1..=managers {
+            lab.managers.push(lab.machine(Role::Manager, number, number)?);
+        }
+        for number in 1..=workers {
+            lab.workers
+                .push(lab.machine(Role::Worker, number, managers + number)?);
+        }
+        let start = Instant::now();
+        for machine in lab.managers.iter_mut().chain(&mut lab.workers) {
+            machine.start(&lab.place)?;
+        }
+        lab.form().await?;
+        lab.ready().await?;
+        Ok((lab, start.elapsed()))
+    }
+
+    fn machine(&self, role: Role, number: u8, host: u8) -> anyhow::Result<Machine> {
+        let noun = match role {
+            Role::Manager => "manager",
+            _ => "worker",
+        };
+        let name = format!("{noun}-{number}");
+        let folder = self.path().join(&name);
+        let mut uid = None;
+        if role == Role::Manager {
+            fs::DirBuilder::new().mode(0o700).create(&folder)?;
+            if geteuid().is_root() {
+                let own = FIRST_UID + u32::from(number);
+                chown(&folder, Some(own), Some(own))?;
+                uid = Some(own);
+            }
+        }
+        let subnet = &self.place.subnet;
+        Ok(Machine {
+            address: format!("{subnet}.{host}:{PORT}"),
+            name,
+            role,
+            folder,
+            uid,
+            child: None,
+        })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// `init` at the first manager, tickets, and all joins at once.
+    async fn form(&mut self) -> anyhow::Result<()> {
+        let (first, others) = self.managers.split_first().context("no manager")?;
+        listens(first).await?;
+        let address = first.address.clone();
+        let socket = first.socket();
+        let socket = socket.to_string_lossy();
+        let init = ["cluster", "init", "--socket", &*socket, "--listen", &address];
+        let named = ["--advertise", &address, "--name", &first.name, "--lab"];
+        self.bulkhead(&[&init[..], &named].concat()).await?;
+        let key = self.path().join("config/bulkhead/contexts/default/key");
+        let operator = Operator::load(&key)?;
+
+        let mut joins = Vec::new();
+        for (role, machines) in [("manager", others), ("worker", &self.workers)] {
+            if machines.is_empty() {
+                continue;
+            }
+            let uses = machines.len().to_string();
+            let ticket = self
+                .bulkhead(&[
+                    "cluster", "ticket", "create", "--role", role, "--uses", &uses, "-q",
+                ])
+                .await?;
+            let file = self.path().join(format!("{role}.ticket"));
+            fs::write(&file, ticket)?;
+            for machine in machines {
+                joins.push(self.join(machine, file.clone(), &address));
+            }
+        }
+        try_join_all(joins).await?;
+        self.operator = Some(operator);
+        Ok(())
+    }
+
+    async fn join(&self, machine: &Machine, ticket: PathBuf, to: &str) -> anyhow::Result<()> {
+        listens(machine).await?;
+        let (socket, ticket) = (machine.socket(), ticket.to_string_lossy().into_owned());
+        let socket = socket.to_string_lossy();
+        let mut line = vec!["cluster", "join", "--socket", &*socket, "--ticket-file", &ticket];
+        if machine.role == Role::Manager {
+            line.extend(["--listen", &machine.address, "--advertise", &machine.address]);
+            line.extend(["--name", &machine.name]);
+        }
+        line.push(to);
+        self.bulkhead(&line).await.map(drop)
+    }
+
+    /// Runs the command line of this cluster's operator; its output.
+    pub(crate) async fn bulkhead(&self, line: &[&str]) -> anyhow::Result<String> {
+        let output = tokio::process::Command::new(self.place.program("bulkhead")?)
+            .args(line)
+            .env("XDG_CONFIG_HOME", self.path().join("config"))
+            .env_remove("BULKHEAD_CONTEXT")
+            .env_remove("BULKHEAD_SOCKET")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        anyhow::ensure!(
+            output.status.success(),
+            "`bulkhead {}` failed: {}",
+            line.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// The image of the probe, stored under this name.
+    pub(crate) async fn pack_probe(&self, tag: &str) -> anyhow::Result<()> {
+        let probe = self.place.program("bulkhead-probe")?;
+        let entry = "/bin/bulkhead-probe";
+        let line = ["image", "pack", &probe.to_string_lossy(), "-t", tag];
+        let entry = ["--entrypoint", entry, "--entrypoint", "serve"];
+        self.bulkhead(&[&line[..], &entry].concat()).await.map(drop)
+    }
+
+    pub(crate) fn operator(&self) -> anyhow::Result<&Operator> {
+        self.operator.as_ref().context("the cluster is not made yet")
+    }
+
+    /// Every manager is fresh and votes, and the workers are ready.
+    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+        let operator = self.operator()?;
+        let count = self.managers.len();
+        for manager in &self.managers {
+            let mut control = operator.control(&manager.address)?;
+            until(&format!("{} is ready", manager.name), WAIT, async || {
+                let Ok(status) = status(&mut control).await else {
+                    return false;
+                };
+                let voters = status.members.iter().filter(|member| member.voter).count();
+                !status.stale && voters == count && status.leader_member != 0
+            })
+            .await?;
+        }
+        let up = self.workers.iter().filter(|worker| worker.is_up()).count();
+        let mut control = operator.control(&self.managers[0].address)?;
+        until("the workers are ready", WAIT, async || {
+            nodes(&mut control).await.is_ok_and(|nodes| {
+                let ready = nodes
+                    .iter()
+                    .filter(|node| node.role() == Role::Worker && node.status() == NodeStatus::Ready);
+                ready.count() == up
+            })
+        })
+        .await
+    }
+
+    /// The position of the manager that leads.
+    pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
+        let operator = self.operator()?;
+        let end = Instant::now() + WAIT;
+        while Instant::now() < end {
+            for manager in self.managers.iter().filter(|manager| manager.is_up()) {
+                let Ok(status) = status(&mut operator.control(&manager.address)?).await else {
+                    continue;
+                };
+                let leader = status.members.iter().find(|member| member.leader);
+                let at = self
+                    .managers
+                    .iter()
+                    .position(|it| leader.is_some_and(|leader| leader.address == it.address) && it.is_up());
+                if let Some(at) = at.filter(|_| !status.stale) {
+                    return Ok(at);
+                }
+            }
+        }
+        bail!("no manager leads")
+    }
+
+    /// Starts a node's program again and waits until the cluster is whole.
+    pub(crate) async fn revive(&mut self, role: Role, at: usize) -> anyhow::Result<()> {
+        let place = self.place.clone();
+        let machines = match role {
+            Role::Manager => &mut self.managers,
+            _ => &mut self.workers,
+        };
+        machines[at].start(&place)?;
+        self.ready().await
+    }
+
+    /// Ends what runs, asked first, and what is left of it.
+    fn end(&mut self) {
+        let mut all: Vec<&mut Machine> = self.workers.iter_mut().chain(&mut self.managers).collect();
+        for machine in &mut all {
+            if let Ok(pid) = machine.pid() {
+                send(pid, Signal::SIGTERM);
+            }
+        }
+        let end = Instant::now() + GRACE;
+        for machine in all {
+            let Some(mut child) = machine.child.take() else {
+                continue;
+            };
+            while let Ok(None) = child.try_wait() {
+                if Instant::now() >= end {
+                    let _ = child.kill(); // it ended just now, or it does now
+                    let _ = child.wait();
+                    break;
+                }
+                #[expect(clippy::disallowed_methods, reason = "a destructor cannot await")]
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        // Tasks outlive their launcher on purpose. Their supervisors hold this folder open.
+        for pid in system::processes() {
+            if self.holds(pid) {
+                send(pid, Signal::SIGKILL);
+            }
+        }
+        for worker in &self.workers {
+            remove_groups(&worker.folder);
+        }
+    }
+
+    /// Whether a supervisor has this cluster's folder open.
+    fn holds(&self, pid: u32) -> bool {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if name.trim() != "bulkhead-superv" {
+            return false;
+        }
+        let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+            return false;
+        };
+        open.flatten()
+            .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(self.path())))
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The control groups that a launcher made for its folder, with whoever is still in them.
+fn remove_groups(data: &Path) {
+    let hash = Sha256::digest(data.as_os_str().as_encoded_bytes());
+    let name: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let name = format!("bulkhead-{name}");
+    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(folder) = folders.pop() {
+        for child in folders_in(&folder) {
+            if child.file_name().is_some_and(|it| it == name.as_str()) {
+                remove_group(&child);
+            } else {
+                folders.push(child);
+            }
+        }
+    }
+}
+
+fn remove_group(group: &Path) {
+    for child in folders_in(group) {
+        remove_group(&child);
+    }
+    let end = Instant::now() + GRACE;
+    // Busy while a process in it still ends; what then stays is empty and harmless.
+    while fs::remove_dir(group).is_err() && Instant::now() < end {
+        let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in members.lines().filter_map(|line| line.parse().ok()) {
+            send(pid, Signal::SIGKILL);
+        }
+        #[expect(clippy::disallowed_methods, reason = "a destructor cannot await")]
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn folders_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+async fn listens(machine: &Machine) -> anyhow::Result<()> {
+    let socket = machine.socket();
+    until(
+        &format!("{} waits on its socket", machine.name),
+        WAIT,
+        async || socket.exists(),
+    )
+    .await
+}
+
+/// What the cluster says of itself.
+pub(crate) async fn status(control: &mut Control) -> Result<ClusterStatus, tonic::Status> {
+    let mut request = tonic::Request::new(GetClusterStatusRequest {});
+    request.set_timeout(Duration::from_secs(1));
+    Ok(control.get_cluster_status(request).await?.into_inner())
+}
+
+/// Its nodes.
+pub(crate) async fn nodes(control: &mut Control) -> Result<Vec<Node>, tonic::Status> {
+    Ok(control
+        .list_nodes(ListRequest::default())
+        .await?
+        .into_inner()
+        .nodes)
+}
