@@ -64,7 +64,7 @@ impl Connection {
     /// Receives one message; `None` when the other end is closed. A message that is too
     /// long, has too many descriptors or does not parse is an error of kind `InvalidData`.
     pub fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-        let mut bytes = vec![0; MAX_MESSAGE_BYTES];
+        let mut bytes = vec![0; self.next_bytes()?.min(MAX_MESSAGE_BYTES)];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(
@@ -93,6 +93,15 @@ impl Connection {
         }
         let message = serde_json::from_slice(&bytes[..received.bytes])?;
         Ok(Some((message, descriptors)))
+    }
+
+    /// How long the next message is, which stays; 0 when the other end is closed. A launcher asks hundreds of
+    /// supervisors whether they said anything: room for the longest message each time would cost more than the messages.
+    fn next_bytes(&self) -> io::Result<usize> {
+        let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+        // The descriptors beside a message come with the message itself.
+        let peeked = recvmsg(&self.0, &mut [], &mut RecvAncillaryBuffer::default(), flags)?;
+        Ok(peeked.bytes)
     }
 }
 
@@ -138,6 +147,19 @@ mod tests {
         let (a, b) = Connection::pair().expect("pair");
         a.send(&"x".repeat(MAX_MESSAGE_BYTES - 2), &[]).expect("send");
         assert!(b.receive::<String>().expect("receive").is_some());
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_refused_and_gone() {
+        let (a, b) = Connection::pair().expect("pair");
+        let long = vec![b' '; MAX_MESSAGE_BYTES + 1];
+        let mut space = SendAncillaryBuffer::default();
+        sendmsg(&a, &[IoSlice::new(&long)], &mut space, SendFlags::empty()).expect("the socket takes it");
+        a.send(&"next", &[]).expect("send");
+        let error = b.receive::<String>().expect_err("too long");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        let (next, _) = b.receive::<String>().expect("receive").expect("open");
+        assert_eq!(next, "next");
     }
 
     #[test]
