@@ -7,11 +7,13 @@ SHELL := /bin/bash
 TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-launcher
+# Named one by one: built together with the simulator, they would have its features too, like a clock that can be paused.
+PACKAGES := -p bulkhead-manager -p bulkhead-probe -p bulkhead-cli -p bulkhead-worker -p bulkhead-launcher
 
 .PHONY: all setup test demo compose-image compose-test lint bench bench-log clean
 
 all: setup
-	cargo build --release --locked --workspace --exclude bulkhead-bench --bins
+	cargo build --release --locked $(PACKAGES) --bins
 	mkdir -p "$(TARGET_DIR)/release"
 	for program in $(PROGRAMS); do \
 		test ! -e "$(TARGET_DIR)/$(HOST)/release/$$program" || \
@@ -31,7 +33,7 @@ test: setup
 # The speed of a real cluster, beside Debian's etcd. ONLY=write,kill measures some parts, QUICK=1 does it with few
 # repetitions, FORMAT=json prints JSON, which is kept in any case; FOLDER is on the disk to measure.
 bench: all
-	cargo build --release --locked --workspace --bins
+	cargo build --release --locked -p bulkhead-bench
 	etcd=$$(bash scripts/etcd.sh "$(TARGET_DIR)/etcd"); \
 	"$(TARGET_DIR)/$(HOST)/release/bulkhead-bench" --bin "$(TARGET_DIR)/release" --out "$(TARGET_DIR)/bench.json" \
 		$${etcd:+--etcd "$$etcd"} $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) \
