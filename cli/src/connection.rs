@@ -312,7 +312,7 @@ fn after(status: &Status) -> Next {
     use tonic::Code as Grpc;
     if let Some(code) = crate::refusal::code_of(status) {
         return match code {
-            Code::NoQuorum | Code::Busy => Next::Again { sent: false },
+            Code::NoQuorum | Code::NotReady | Code::Busy => Next::Again { sent: false },
             Code::OutcomeUnknown => Next::Again { sent: true },
             _ => Next::Give,
         };
@@ -386,6 +386,7 @@ mod tests {
             (Status::internal("bug"), Next::Give),
             (Status::not_found("no"), Next::Give),
             (coded(Code::NoQuorum), Next::Again { sent: false }),
+            (coded(Code::NotReady), Next::Again { sent: false }),
             (coded(Code::OutcomeUnknown), Next::Again { sent: true }),
             (coded(Code::StorageFull), Next::Give),
         ];

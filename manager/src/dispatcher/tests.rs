@@ -613,6 +613,6 @@ async fn a_manager_that_hears_no_leader_serves_no_session() {
         .expect_err("it cannot tell");
     assert_eq!(
         (refused.code(), code(&refused)),
-        (tonic::Code::Unavailable, "BH-E0104")
+        (tonic::Code::Unavailable, "BH-E0049")
     );
 }
