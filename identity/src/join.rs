@@ -484,28 +484,26 @@ impl Steps {
         address: &str,
         work: impl Future<Output = Result<T, JoinError>>,
     ) -> Result<T, JoinError> {
-        self.report(step, StepState::Started, address.to_owned(), String::new())
+        self.report(step, StepState::Started, address.to_owned(), None)
             .await;
         let done = work.await;
         match &done {
-            Ok(_) => {
-                self.report(step, StepState::Done, address.to_owned(), String::new())
-                    .await
-            }
+            Ok(_) => self.report(step, StepState::Done, address.to_owned(), None).await,
             Err(error) => {
-                self.report(step, StepState::Failed, chain(error), error.hint())
+                self.report(step, StepState::Failed, chain(error), Some(error))
                     .await
             }
         }
         done
     }
 
-    async fn report(&self, step: &str, state: StepState, detail: String, hint: String) {
+    async fn report(&self, step: &str, state: StepState, detail: String, error: Option<&JoinError>) {
         let progress = JoinProgress {
             step: step.to_owned(),
             state: state.into(),
             detail,
-            hint,
+            hint: error.map(JoinError::hint).unwrap_or_default(),
+            code: error.map(|e| e.code().as_str().to_owned()).unwrap_or_default(),
             ..JoinProgress::default()
         };
         let _ = self.0.send(progress).await; // see above

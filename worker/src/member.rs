@@ -202,6 +202,7 @@ async fn first_session(
         detail,
         hint: hint.into(),
         node_id: node.clone(),
+        ..wire::JoinProgress::default()
     };
     let started = step(
         wire::StepState::Started,

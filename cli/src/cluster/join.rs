@@ -117,7 +117,7 @@ pub(crate) fn read_ticket(path: &Path) -> Result<Zeroizing<String>, Refusal> {
 /// The hops of joining, as they are reported.
 #[derive(Debug, Default)]
 pub(crate) struct Checklist {
-    failed: Option<(String, String, String)>,
+    failed: Option<JoinProgress>,
     node: Vec<u8>,
 }
 
@@ -136,7 +136,7 @@ impl Checklist {
         };
         show(&step.step, &line);
         if step.state() == StepState::Failed {
-            self.failed = Some((step.step.clone(), step.detail.clone(), step.hint.clone()));
+            self.failed = Some(step.clone());
         }
         if !step.node_id.is_empty() {
             self.node.clone_from(&step.node_id);
@@ -149,22 +149,21 @@ impl Checklist {
         if !self.node.is_empty() {
             return Ok(text::id(&self.node));
         }
-        let (step, reason, hint) = self.failed.unwrap_or_default();
-        let place = match step.as_str() {
+        let failed = self.failed.unwrap_or_default();
+        let place = match failed.step.as_str() {
             "" => "cluster join".to_owned(),
             step => format!("cluster join, step '{step}'"),
         };
-        let reason = if reason.is_empty() {
-            "the program stopped joining".to_owned()
-        } else {
-            reason
+        let or = |text: String, instead: &str| match text.is_empty() {
+            true => instead.to_owned(),
+            false => text,
         };
-        let hint = if hint.is_empty() {
-            "the program's log says more".to_owned()
-        } else {
-            hint
-        };
-        Err(Refusal::new(Code::JoinFailed, place, reason, hint))
+        Err(Refusal::new(
+            Code::parse(&failed.code).unwrap_or(Code::JoinFailed),
+            place,
+            or(failed.detail, "the program stopped joining"),
+            or(failed.hint, "the program's log says more"),
+        ))
     }
 }
 
@@ -180,6 +179,10 @@ mod tests {
             detail: detail.into(),
             hint: "make a new ticket".into(),
             node_id: node.to_vec(),
+            code: match state {
+                StepState::Failed => Code::TicketExpired.as_str().into(),
+                _ => String::new(),
+            },
         }
     }
 
@@ -203,7 +206,7 @@ mod tests {
             step("ticket", Failed, "it expired", &[]),
         ]);
         assert_eq!(text, "tcp: ...\ntcp: ok (2 ms)\nticket: FAILED (it expired)\n");
-        assert_eq!(end, Err(Code::JoinFailed));
+        assert_eq!(end, Err(Code::TicketExpired), "the code is that of the hop");
         let (_, end) = joined(&[
             step("tcp", Failed, "refused", &[]),
             step("stream", Done, "", &[0; 16]),

@@ -296,6 +296,7 @@ pub(super) async fn join_cluster(
             detail,
             hint: hint.to_owned(),
             node_id: node.map(NodeId::to_wire).unwrap_or_default(),
+            ..JoinProgress::default()
         };
         let _gone = steps.send(step).await; // whoever asked may have left; the join goes on
     };
