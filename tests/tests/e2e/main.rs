@@ -1,0 +1,13 @@
+//! End-to-end tests: each sees a thing happen with the real programs, in a cluster of `bulkhead dev`.
+//!
+//! One program, so that it links once and its clusters take turns.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests drive real programs: no simulation reads their clock or environment"
+)]
+
+mod crash;
+mod damage;
+mod tickets;
+mod wire;
