@@ -36,7 +36,8 @@ pub(super) struct Up {
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=MOST_WORKERS))]
     workers: u8,
     /// The loopback network of the nodes: three numbers
-    #[arg(long, value_name = "NETWORK", default_value = "127.77.0", value_parser = subnet)]
+    #[arg(long, value_name = "NETWORK", env = "BULKHEAD_DEV_SUBNET", default_value = "127.77.0",
+          value_parser = subnet)]
     subnet: [u8; 3],
 }
 
