@@ -20,6 +20,8 @@ use crate::refusal::{Code, Exit, Refusal};
 
 /// Bytes of a program to be packed; it is held in memory.
 const PROGRAM_BYTES: u64 = 512 << 20;
+/// Times that an image's blobs are sent, if the manager that took them cannot be reached when the image is made of them.
+const PUSHES: usize = 5;
 
 /// What can be done with images.
 #[derive(Debug, Subcommand)]
@@ -189,9 +191,6 @@ async fn load(path: &Path, tag: Option<&str>, app: &mut App<'_>) -> Result<(), R
     };
     let mut connection = app.connect()?;
     let mut progress = app.progress();
-    for blob in image.layers.iter().chain([&image.config, &image.manifest]) {
-        push(&mut connection, &layout, blob, &mut progress).await?;
-    }
     let place = format!("image {name}");
     let request = CreateImageRequest {
         request_id: text::new_id().to_vec(),
@@ -200,12 +199,25 @@ async fn load(path: &Path, tag: Option<&str>, app: &mut App<'_>) -> Result<(), R
         manifest_digest: image.manifest.digest.as_bytes().to_vec(),
         manifest_size: image.manifest.size,
     };
-    // Acknowledged once a majority of managers holds every blob.
-    let answer = connection
-        .call(Effect::Change, Patience::for_blobs(), &place, async |mut c| {
-            c.create_image(request.clone()).await
-        })
-        .await?;
+    let mut pushes = 0;
+    let answer = loop {
+        for blob in image.layers.iter().chain([&image.config, &image.manifest]) {
+            push(&mut connection, &layout, blob, &mut progress).await?;
+        }
+        pushes += 1;
+        // Acknowledged once a majority of managers holds every blob.
+        let answer = connection
+            .call(Effect::Change, Patience::for_blobs(), &place, async |mut c| {
+                c.create_image(request.clone()).await
+            })
+            .await;
+        match answer {
+            // The manager that took the blobs is out of the others' reach: they are sent to the one that answers now.
+            Err(refusal) if refusal.code() == Code::NotFound && pushes < PUSHES => {}
+            answer => break answer?,
+        }
+    };
+    drop(progress);
     app.print(&format!("{}\n", text::id(&answer.id)))
 }
 
