@@ -6,6 +6,11 @@ use bulkhead_cli::command::{CommandLine, run};
 use bulkhead_cli::environment::Environment;
 use clap::Parser;
 
+/// Memory is wiped when it is freed: a secret passes through buffers of TLS, HTTP/2 and protobuf that no type of ours owns.
+#[global_allocator]
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
+    zeroizing_alloc::ZeroAlloc(std::alloc::System);
+
 fn main() -> ExitCode {
     let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
     match run(

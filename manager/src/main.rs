@@ -11,6 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// Memory is wiped when it is freed: a secret passes through buffers of TLS, HTTP/2 and protobuf that no type of ours owns.
+#[global_allocator]
+static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
+    zeroizing_alloc::ZeroAlloc(std::alloc::System);
+
 /// A manager: replicates the cluster's state, issues certificates, schedules tasks.
 ///
 /// It waits on its local socket until `bulkhead cluster init` or `bulkhead cluster join` tells it what to do.
