@@ -46,6 +46,11 @@ pub(crate) async fn run(events: Events, app: &mut App<'_>) -> Result<Exit, Refus
     let mut connection = app.connect()?;
     let kinds: Vec<i32> = events.kind.iter().map(|kind| *kind as i32).collect();
     let mut after = events.after;
+    // The stream begins with an empty answer, and goes on for ever: this says where what is known now ends.
+    let end = match events.no_follow {
+        true => connection.status().await?.index,
+        false => u64::MAX,
+    };
     loop {
         let request = WatchRequest {
             after,
@@ -68,16 +73,13 @@ pub(crate) async fn run(events: Events, app: &mut App<'_>) -> Result<Exit, Refus
                     for event in &answer.events {
                         show(app, event)?;
                     }
-                    if events.no_follow {
+                    if answer.index >= end {
                         return Ok(Exit::Done);
                     }
                 }
                 // A manager that goes or falls behind ends its streams; the next one goes on where this one stopped.
                 Ok(None) | Err(_) => break,
             }
-        }
-        if events.no_follow {
-            return Ok(Exit::Done);
         }
         tokio::time::sleep(crate::wait::POLL).await;
     }

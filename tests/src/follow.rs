@@ -39,6 +39,11 @@ impl Follow {
         }
     }
 
+    /// Whether a line that was not seen yet says this.
+    pub fn saw(&mut self, words: &str) -> bool {
+        self.lines.try_iter().any(|line| line.contains(words))
+    }
+
     /// Waits for a line that says this.
     pub fn until(&mut self, words: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
