@@ -10,7 +10,7 @@ PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-la
 # Named one by one: built together with the simulator, they would have its features too, like a clock that can be paused.
 PACKAGES := -p bulkhead-manager -p bulkhead-probe -p bulkhead-cli -p bulkhead-worker -p bulkhead-launcher
 
-.PHONY: all setup test demo compose-image compose-test lint bench bench-log clean
+.PHONY: all setup test test-interop demo compose-image compose-test lint bench bench-log clean
 
 all: setup
 	cargo build --release --locked $(PACKAGES) --bins
@@ -38,6 +38,16 @@ bench: all
 	"$(TARGET_DIR)/$(HOST)/release/bulkhead-bench" --bin "$(TARGET_DIR)/release" --out "$(TARGET_DIR)/bench.json" \
 		$${etcd:+--etcd "$$etcd"} $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) \
 		$(if $(FORMAT),--format $(FORMAT)) $(if $(FOLDER),--folder "$(FOLDER)")
+
+# Images of other tools; they come from Debian, through apt when root.
+test-interop: setup
+	@missing=; for program in umoci skopeo busybox; do command -v "$$program" >/dev/null || missing=1; done; \
+	install="apt-get install -y --no-install-recommends umoci skopeo busybox-static"; \
+	if [ -n "$$missing" ]; then \
+		if [ "$$(id -u)" = 0 ]; then $$install; else echo "run: sudo $$install" >&2; exit 1; fi; \
+	fi
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace --test e2e -- --nocapture foreign_image
 
 # The log store against a plain preallocated file, in the folder FOLDER (default: the temporary one).
 bench-log:

@@ -51,10 +51,7 @@ impl Lab {
     /// Makes a cluster and waits until its nodes are ready.
     pub fn up(managers: u8, workers: u8) -> Self {
         let lab = Self { place: Place::take() };
-        let network = lab.place.network();
-        lab.ok(&format!(
-            "dev up --managers {managers} --workers {workers} --subnet {network}"
-        ));
+        lab.ok(&format!("dev up --managers {managers} --workers {workers}"));
         eventually("workers are ready", || {
             let ready = lab.ok("node ls -q --filter role=worker --filter state=ready");
             let count = ready.lines().count();
@@ -96,7 +93,8 @@ impl Lab {
             .env("PATH", format!("{}:{path}", programs.display()))
             .env("HOME", self.folder())
             .env("XDG_CONFIG_HOME", self.folder().join("config"))
-            .env("BULKHEAD_DEV_DIR", self.dev());
+            .env("BULKHEAD_DEV_DIR", self.dev())
+            .env("BULKHEAD_DEV_SUBNET", self.network());
         command
     }
 

@@ -7,7 +7,12 @@
     reason = "tests drive real programs: no simulation reads their clock or environment"
 )]
 
+mod canary;
 mod crash;
 mod damage;
+mod documents;
+mod foreign_image;
+mod operations;
+mod refusals;
 mod tickets;
 mod wire;
