@@ -1,5 +1,5 @@
 //! A response that ends when its caller's right to it ends: so every stream closes at the commit that removes the
-//! caller's key, and soon after the replica can no longer tell.
+//! caller's key, soon after the replica can no longer tell, and with the manager.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,16 +13,33 @@ use tonic::body::Body;
 /// A body under guard.
 pub(super) struct Guarded {
     body: Body,
-    /// Resolves with the reason when the stream has to end.
-    ends: Option<BoxFuture<'static, Status>>,
+    /// Resolves with the reason when the right to the stream ends. `None`: no list decides.
+    right: Option<BoxFuture<'static, Status>>,
+    /// Resolves with the reason when the manager ends.
+    stop: BoxFuture<'static, Status>,
+    over: bool,
 }
 
 impl Guarded {
-    pub(super) fn new(body: Body, ends: BoxFuture<'static, Status>) -> Self {
+    pub(super) fn new(
+        body: Body,
+        right: Option<BoxFuture<'static, Status>>,
+        stop: BoxFuture<'static, Status>,
+    ) -> Self {
         Self {
             body,
-            ends: Some(ends),
+            right,
+            stop,
+            over: false,
         }
+    }
+
+    fn end(&mut self, reason: &Status) -> Result<Frame<bytes::Bytes>, Status> {
+        self.over = true;
+        self.body = Body::empty(); // what the service still prepares is dropped, and so is its side of the stream
+        let mut trailers = HeaderMap::new();
+        reason.add_header(&mut trailers)?;
+        Ok(Frame::trailers(trailers))
     }
 }
 
@@ -35,24 +52,27 @@ impl HttpBody for Guarded {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Status>>> {
         let this = &mut *self;
-        let Some(ends) = &mut this.ends else {
+        if this.over {
             return Poll::Ready(None);
-        };
-        // The guard first: nothing leaves after it fired.
-        if let Poll::Ready(reason) = ends.as_mut().poll(cx) {
-            this.ends = None;
-            this.body = Body::empty(); // what the service still prepares is dropped, and so is its side of the stream
-            let mut trailers = HeaderMap::new();
-            return Poll::Ready(Some(match reason.add_header(&mut trailers) {
-                Ok(()) => Ok(Frame::trailers(trailers)),
-                Err(error) => Err(error),
-            }));
         }
-        Pin::new(&mut this.body).poll_frame(cx)
+        // The right first: nothing leaves after it ended.
+        if let Some(right) = &mut this.right
+            && let Poll::Ready(reason) = right.as_mut().poll(cx)
+        {
+            return Poll::Ready(Some(this.end(&reason)));
+        }
+        if let ready @ Poll::Ready(_) = Pin::new(&mut this.body).poll_frame(cx) {
+            return ready;
+        }
+        // The stop last: what was done is answered, and only who waits for more is sent away.
+        match this.stop.as_mut().poll(cx) {
+            Poll::Ready(reason) => Poll::Ready(Some(this.end(&reason))),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ends.is_none() || self.body.is_end_stream()
+        self.over || self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

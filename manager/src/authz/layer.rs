@@ -17,7 +17,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::guard::Guarded;
-use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, stale};
+use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, lost_touch, stale};
 use crate::freshness::Fresh;
 use crate::peers::Peers;
 use crate::refusal::refuse;
@@ -107,10 +107,15 @@ where
                 .extensions()
                 .get::<ConnectInfo>()
                 .map(|it| it.peer.clone());
-            let ends = parts.ends(method, &principal, peer);
+            let right = method.and_then(|method| parts.right(method, &principal, peer));
+            let stop = parts.stop.clone();
             request.extensions_mut().insert(principal);
             let answer = ready.call(request).await?;
-            Ok(answer.map(|body| Body::new(Guarded::new(body, ends))))
+            let stop = async move {
+                stop.cancelled_owned().await;
+                ending()
+            };
+            Ok(answer.map(|body| Body::new(Guarded::new(body, right, stop.boxed()))))
         }
         .boxed()
     }
@@ -186,25 +191,20 @@ impl Parts {
         }
     }
 
-    /// When an open stream ends: with the manager, and where a list decides, with the right to it.
-    fn ends(
+    /// When the right to an open stream ends; never where no list decides.
+    fn right(
         &self,
-        method: Option<Method>,
+        method: Method,
         principal: &Principal,
         peer: Option<Peer>,
-    ) -> BoxFuture<'static, Status> {
-        let stop = self.stop.clone();
-        if method.map(Method::standing) != Some(Standing::Listed) {
-            return async move {
-                stop.cancelled_owned().await;
-                ending()
-            }
-            .boxed();
+    ) -> Option<BoxFuture<'static, Status>> {
+        if method.standing() != Standing::Listed {
+            return None;
         }
         let (fresh, listing, caller) = (self.fresh.clone(), self.listing.clone(), principal.caller);
         let key = principal.subject.zip(principal.key_id);
         let clock = self.clock.clone();
-        async move {
+        let right = async move {
             let removed = async {
                 match key {
                     Some((subject, key)) => listing.removed(subject, key).await,
@@ -226,11 +226,10 @@ impl Parts {
                         "connect again with a renewed one",
                     )
                 }
-                () = ended(&fresh) => stale(),
-                () = stop.cancelled_owned() => ending(),
+                () = ended(&fresh) => lost_touch(),
             }
-        }
-        .boxed()
+        };
+        Some(right.boxed())
     }
 }
 

@@ -88,6 +88,16 @@ impl Principal {
     }
 }
 
+/// This replica could decide when the call began and cannot now: what it changed is not known to its caller.
+pub(crate) fn lost_touch() -> Status {
+    refuse(
+        Code::OutcomeUnknown,
+        tonic::Code::Unavailable,
+        "this manager lost touch with the cluster while it served this call",
+        "try another manager; `bulkhead cluster status` shows who is up",
+    )
+}
+
 /// This replica cannot decide now; nothing was done. Another may, and callers try again.
 pub(crate) fn stale() -> Status {
     refuse(

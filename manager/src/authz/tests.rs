@@ -10,6 +10,7 @@ use http_body::Body as _;
 use tonic::body::Body;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
+use super::guard::Guarded;
 use super::*;
 use crate::freshness::Fresh;
 use crate::testing::Manager;
@@ -156,14 +157,56 @@ async fn every_open_stream_ends_with_the_manager() {
     }
     assert!(open.iter().any(|(path, _)| *path == Method::RaftAppend.path()));
     stop.cancel();
-    for (path, mut body) in open {
-        let next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
-        let trailers = next
-            .expect("an end")
-            .expect("in order")
-            .into_trailers()
-            .expect("trailers");
-        let status = tonic::Status::from_header_map(&trailers).expect("a status");
-        assert_eq!(status.code(), tonic::Code::Unavailable, "{path}");
+    for (path, body) in open {
+        assert_eq!(last_status(body).await.code(), tonic::Code::Unavailable, "{path}");
     }
+}
+
+#[tokio::test]
+async fn what_was_done_is_answered_though_the_manager_ends_and_what_is_not_known_is_said_so() {
+    let done = || {
+        let mut trailers = http::HeaderMap::new();
+        tonic::Status::ok("").add_header(&mut trailers).expect("a status");
+        Body::new(Ready(Some(trailers)))
+    };
+    let at_once = |status: fn() -> tonic::Status| Box::pin(async move { status() });
+    let never = || Box::pin(std::future::pending());
+    let ending = || tonic::Status::unavailable("ending");
+    let right = Guarded::new(done(), Some(never()), at_once(ending));
+    assert_eq!(last_status(Body::new(right)).await.code(), tonic::Code::Ok);
+    let lost = last_status(Body::new(Guarded::new(
+        done(),
+        Some(at_once(lost_touch)),
+        never(),
+    )))
+    .await;
+    let code = lost.metadata().get(bulkhead_proto::CODE_KEY).expect("a code");
+    assert_eq!(code, Code::OutcomeUnknown.as_str(), "never 'nothing was done'");
+    let waits = last_status(Body::new(Guarded::new(Body::new(Silent), None, at_once(ending)))).await;
+    assert_eq!(waits.code(), tonic::Code::Unavailable);
+}
+
+/// An answer that is ready: its trailers, and the end.
+struct Ready(Option<http::HeaderMap>);
+
+impl http_body::Body for Ready {
+    type Data = bytes::Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, tonic::Status>>> {
+        std::task::Poll::Ready(
+            self.0
+                .take()
+                .map(|trailers| Ok(http_body::Frame::trailers(trailers))),
+        )
+    }
+}
+
+async fn last_status(mut body: Body) -> tonic::Status {
+    let next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
+    let trailers = next.expect("a frame").expect("in order").into_trailers();
+    tonic::Status::from_header_map(&trailers.expect("trailers")).expect("a status")
 }

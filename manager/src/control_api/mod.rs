@@ -315,9 +315,9 @@ impl Service for Control {
         };
         self.change::<wire::Node>(&actor, &request.request_id, decide)
             .await?;
-        // Fresh as the last thing before a certificate leaves.
+        // Fresh as the last thing before a certificate leaves. The commit stands, so "nothing was done" would be wrong.
         if !self.0.fresh.is_fresh() {
-            return Err(crate::authz::stale());
+            return Err(crate::authz::lost_touch());
         }
         operators::hand_out(&self.state(), &request.node_id, &key).map(Response::new)
     }
