@@ -208,7 +208,7 @@ impl Attempts {
         Ok((key, last.insert(attempt).request_id))
     }
 
-    /// The node is in: whoever joins next is another one.
+    /// The node is in, or its key was refused for good: whoever joins next is another one.
     fn forget(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -275,7 +275,13 @@ pub async fn enrol(
                 return accepted;
             }
             Err(error) if error.is_worth_another() => last = error,
-            Err(error) => return Err(error),
+            Err(error) => {
+                // Had an earlier try been admitted, this one would be, too: the key is of no use, as one that was removed.
+                if error.code() != Code::Busy {
+                    attempts.forget();
+                }
+                return Err(error);
+            }
         }
     }
     Err(last)
@@ -680,8 +686,25 @@ mod tests {
         let first = ask("a").await;
         assert_eq!(ask("a").await, first);
         assert_ne!(ask("b").await, first, "what is wished for is another node");
-        attempts.forget();
-        assert_ne!(ask("b").await, first);
+    }
+
+    #[tokio::test]
+    async fn whoever_was_refused_asks_with_another_key() {
+        let mut manager = Manager::new(Role::Worker);
+        manager.refusal = Some((tonic::Code::PermissionDenied, Code::TicketRefused));
+        let (address, _server) = manager.serve().await;
+        let (attempts, clock) = (Attempts::default(), SystemClock::start());
+        let mut keys = Vec::new();
+        for _ in 0..2 {
+            let (send, _receive) = mpsc::channel(64);
+            let request = request(&[&address], manager.ticket());
+            enrol(request, &attempts, &clock, send)
+                .await
+                .expect_err("refused");
+            let heard = manager.heard.lock().expect("heard").pop().expect("it was asked");
+            keys.push(crate::csr::public_key(&heard.csr).expect("a request").key_id());
+        }
+        assert_ne!(keys[0], keys[1]);
     }
 
     #[tokio::test]
