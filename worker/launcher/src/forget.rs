@@ -49,8 +49,12 @@ pub(crate) fn leave_nothing(data: &Path, cgroups: &Cgroups) {
 
 /// Ends what runs of this folder's tasks, and removes them, their groups and their claims of ids. Layers stay.
 pub fn forget(data: &Path) -> anyhow::Result<()> {
-    if !data.is_dir() {
-        bail!("there is no folder {}", data.display());
+    // Before anything is touched: opening a folder closes it to others, which a mistyped one must not suffer.
+    if !data.join("launcher").is_dir() {
+        bail!(
+            "{} is no launcher's data folder: name the --data of the one that ended",
+            data.display()
+        );
     }
     let (data, _lock) = open_data(data)?;
     let state = data.join("launcher");

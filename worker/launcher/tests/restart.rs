@@ -153,11 +153,20 @@ fn what_a_dead_launcher_left_can_be_forgotten() {
         );
         assert_eq!(support::traces_of(&node.data()), Vec::<std::path::PathBuf>::new());
     }
-    let missing = launcher_command(&node.data().join("none"))
-        .arg("--forget")
-        .output()
-        .unwrap();
-    assert!(!missing.status.success(), "a mistyped folder is no success");
+    // A mistyped folder is no success, and stays as it is.
+    let other = node.dir.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let before = std::fs::metadata(&other).unwrap();
+    for wrong in [&other, &other.join("none")] {
+        let refused = launcher_command(wrong).arg("--forget").output().unwrap();
+        let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && error.contains("no launcher's data folder"),
+            "{error}"
+        );
+    }
+    assert_eq!(std::fs::metadata(&other).unwrap().mode(), before.mode());
+    assert_eq!(std::fs::read_dir(&other).unwrap().count(), 0);
     node.start_again();
     assert_eq!(node.tasks(), []);
 }
