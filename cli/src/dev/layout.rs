@@ -108,6 +108,13 @@ impl Cluster {
         self.nodes.iter().filter(|node| node.kind == Kind::Worker)
     }
 
+    /// Whether a context with these managers is this cluster's: its name may be another cluster's by now, and its key
+    /// the only one.
+    pub(super) fn is_of(&self, managers: &[String]) -> bool {
+        self.managers()
+            .any(|manager| managers.contains(&manager.listen()))
+    }
+
     /// The node of this name.
     pub(super) fn node(&self, name: &str) -> Result<&Node, Refusal> {
         self.nodes.iter().find(|node| node.name == name).ok_or_else(|| {
@@ -329,6 +336,14 @@ mod tests {
             cluster.summary(),
             "3 managers and 2 workers at 127.77.0.1 to 127.77.0.5"
         );
+        assert!(cluster.is_of(&["127.77.0.2:7443".into()]));
+        for other in [
+            vec![],
+            vec!["127.77.0.4:7443".into()],
+            vec!["10.0.0.1:7443".into()],
+        ] {
+            assert!(!cluster.is_of(&other), "{other:?}");
+        }
         assert_eq!(
             cluster.node("worker-9").map_err(|e| e.code()),
             Err(Code::NotFound)

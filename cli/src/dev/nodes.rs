@@ -181,11 +181,17 @@ pub(super) async fn down(folder: &Folder, app: &mut App<'_>) -> Result<Exit, Ref
     let all = Group::at(cluster.group.clone());
     all.kill().await.map_err(|e| unusable(&cluster.group, &e))?;
     for node in cluster.workers() {
-        forget(&folder.data(node))?;
+        let data = folder.data(node);
+        // A launcher that never ran keeps nothing outside.
+        if data.join("launcher").is_dir() {
+            forget(&data)?;
+        }
     }
     all.remove().map_err(|e| unusable(&cluster.group, &e))?;
     let contexts = app.contexts();
-    if contexts.find(Some(&cluster.context)).is_ok() {
+    if let Ok(context) = contexts.find(Some(&cluster.context))
+        && cluster.is_of(&context.managers().unwrap_or_default())
+    {
         contexts.remove(&cluster.context)?;
     }
     // Last: as long as it is there, 'down' can be tried again.
