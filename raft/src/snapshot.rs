@@ -76,7 +76,7 @@ impl SnapshotFile {
         ChainHash::origin("bulkhead snapshot", &self.sealing.store)
     }
 
-    fn write(&self, path: &Path, meta: &SnapshotMeta, state: &State) -> io::Result<()> {
+    fn write(&self, path: &Path, meta: &SnapshotMeta, state: &State) -> io::Result<u64> {
         let mut writer = Writer {
             file: self.fs.open(path, OpenMode::CreateNew)?,
             snapshot: self,
@@ -93,7 +93,8 @@ impl SnapshotFile {
         }
         let frames = writer.next;
         writer.frame(&frames.to_le_bytes())?;
-        writer.file.sync_data()
+        writer.file.sync_data()?;
+        Ok(writer.offset)
     }
 }
 
@@ -102,23 +103,24 @@ impl Snapshots for SnapshotFile {
     ///
     /// # Errors
     /// The disk's own.
-    fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<()> {
+    fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<u64> {
         let new = self.folder.join(NEW);
         self.remove_new()?;
         let written = self.write(&new, meta, state);
         if written.is_err() {
             let _ = self.remove_new(); // gives the space back; otherwise the next one does
         }
-        written?;
+        let bytes = written?;
         self.fs.rename(&new, &self.folder.join(NAME))?;
-        self.fs.sync_directory(&self.folder)
+        self.fs.sync_directory(&self.folder)?;
+        Ok(bytes)
     }
 
     /// The newest snapshot, if there is one.
     ///
     /// # Errors
     /// The disk's own, or [`Damaged`] as [`io::ErrorKind::InvalidData`].
-    fn load(&self) -> io::Result<Option<(SnapshotMeta, State)>> {
+    fn load(&self) -> io::Result<Option<(SnapshotMeta, State, u64)>> {
         let path = self.folder.join(NAME);
         let file = match self.fs.open(&path, OpenMode::Read) {
             Ok(file) => file,
@@ -134,7 +136,7 @@ impl Snapshots for SnapshotFile {
             chain: self.origin(),
         };
         match reader.read() {
-            Ok(found) => Ok(Some(found)),
+            Ok((meta, state)) => Ok(Some((meta, state, reader.end))),
             Err(LoadError::Io(error)) => Err(error),
             Err(error) => Err(io::Error::new(
                 io::ErrorKind::InvalidData,

@@ -26,12 +26,17 @@ pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, State>;
 /// a watch that fell further behind lists again.
 const EVENTS: usize = 4 * bulkhead_proto::limits::CHANGES;
 
+/// What an entry costs the log beside its command.
+const ENTRY_BYTES: u64 = 64;
+/// A restart applies at most about as many entries again, however small they are.
+const ENTRIES: u64 = 200_000;
+
 /// Where the newest snapshot outlives the process. Calls block.
 pub trait Snapshots: fmt::Debug + Send + Sync + 'static {
-    /// Replaces the snapshot, atomically and durably.
-    fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<()>;
-    /// The snapshot of before, if there is one.
-    fn load(&self) -> io::Result<Option<(SnapshotMeta, State)>>;
+    /// Replaces the snapshot, atomically and durably, and gives its size in bytes.
+    fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<u64>;
+    /// The snapshot of before, if there is one, and its size in bytes.
+    fn load(&self) -> io::Result<Option<(SnapshotMeta, State, u64)>>;
 }
 
 /// The published state: what readers on this manager see.
@@ -108,7 +113,7 @@ impl View {
 struct Keeper {
     disk: Arc<dyn Snapshots>,
     blocking: Blocking,
-    newest: Arc<Mutex<Option<(SnapshotMeta, State)>>>,
+    newest: Arc<Mutex<Option<(SnapshotMeta, State, u64)>>>,
     writing: Arc<Mutex<()>>,
 }
 
@@ -116,7 +121,12 @@ impl Keeper {
     fn newest(&self) -> Option<Snapshot> {
         lock(&self.newest)
             .clone()
-            .map(|(meta, snapshot)| Snapshot { meta, snapshot })
+            .map(|(meta, snapshot, _)| Snapshot { meta, snapshot })
+    }
+
+    /// The size of the newest; 0 while there is none.
+    fn bytes(&self) -> u64 {
+        lock(&self.newest).as_ref().map_or(0, |(_, _, bytes)| *bytes)
     }
 
     /// Saves a snapshot unless a newer one is there, and gives the newest.
@@ -128,8 +138,8 @@ impl Keeper {
                 match keeper.newest() {
                     Some(newest) if newest.meta.last_log_id >= meta.last_log_id => Ok(newest),
                     _ => {
-                        keeper.disk.save(&meta, &state)?;
-                        *lock(&keeper.newest) = Some((meta.clone(), state.clone()));
+                        let bytes = keeper.disk.save(&meta, &state)?;
+                        *lock(&keeper.newest) = Some((meta.clone(), state.clone(), bytes));
                         Ok(Snapshot {
                             meta,
                             snapshot: state,
@@ -141,12 +151,37 @@ impl Keeper {
     }
 }
 
+/// What was applied since the newest snapshot.
+#[derive(Clone, Copy, Debug, Default)]
+struct Since {
+    entries: u64,
+    bytes: u64,
+}
+
+impl Since {
+    fn count(&mut self, entry: &crate::Entry) {
+        let command = match &entry.payload {
+            EntryPayload::Normal(command) => command.0.len() as u64,
+            EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+        };
+        self.entries += 1;
+        self.bytes += ENTRY_BYTES + command;
+    }
+
+    /// Whether a snapshot is due: once the log has grown by the size of the last one. So both together write at most
+    /// about twice what the log alone does, however large the state is, and the log stays as small as the state.
+    fn due(self, last_snapshot: u64) -> bool {
+        self.bytes >= last_snapshot || self.entries >= ENTRIES
+    }
+}
+
 /// Applies committed entries. Owned by consensus; others read the [`View`].
 #[derive(Debug)]
 pub struct StateMachine {
     state: State,
     last: Option<LogId>,
     membership: StoredMembership,
+    since: Since,
     view: Arc<View>,
     keeper: Keeper,
 }
@@ -155,12 +190,13 @@ impl StateMachine {
     /// Starts from the snapshot on disk, or from nothing.
     pub(crate) fn load(disk: Arc<dyn Snapshots>, blocking: Blocking) -> io::Result<(Self, Arc<View>)> {
         let found = disk.load()?;
-        let (meta, state) = found.clone().unwrap_or_default();
+        let (meta, state, _) = found.clone().unwrap_or_default();
         let view = Arc::new(View::new(state.clone(), meta.last_log_id));
         let machine = Self {
             state,
             last: meta.last_log_id,
             membership: meta.last_membership,
+            since: Since::default(),
             view: view.clone(),
             keeper: Keeper {
                 disk,
@@ -174,6 +210,7 @@ impl StateMachine {
 
     /// Applies one entry and publishes what came of it.
     fn apply_one(&mut self, entry: crate::Entry) -> io::Result<Outcome> {
+        self.since.count(&entry);
         let log_id = entry.log_id;
         let (index, term) = (log_id.index, log_id.committed_leader_id().term);
         let (outcome, events) = match entry.payload {
@@ -234,7 +271,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        match force || self.since.due(self.keeper.bytes()) {
+            true => Some(self.get_snapshot_builder().await),
+            false => None,
+        }
+    }
+
     async fn get_snapshot_builder(&mut self) -> Builder {
+        self.since = Since::default();
         Builder {
             meta: self.snapshot_meta(),
             state: self.state.clone(),
@@ -252,6 +297,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.keeper.save(meta.clone(), state.clone()).await?;
         self.last = meta.last_log_id;
         self.membership = meta.last_membership.clone();
+        self.since = Since::default();
         self.state = state;
         self.view.replace(&self.state, self.last);
         Ok(())
@@ -275,5 +321,62 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         self.keeper.save(self.meta.clone(), self.state.clone()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::MemoryStore;
+    use crate::type_config::log_id;
+
+    /// Says that every snapshot has so many bytes.
+    #[derive(Debug)]
+    struct Sized(MemoryStore, u64);
+
+    impl Snapshots for Sized {
+        fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<u64> {
+            self.0.save(meta, state).map(|_| self.1)
+        }
+
+        fn load(&self) -> io::Result<Option<(SnapshotMeta, State, u64)>> {
+            let found = self.0.load()?;
+            Ok(found.map(|(meta, state, _)| (meta, state, self.1)))
+        }
+    }
+
+    fn machine(disk: &MemoryStore, bytes: u64) -> StateMachine {
+        let disk = Arc::new(Sized(disk.clone(), bytes));
+        StateMachine::load(disk, Blocking::Inline).expect("a machine").0
+    }
+
+    /// Applies blank entries until a snapshot is due, and counts them.
+    async fn until_due(machine: &mut StateMachine, from: u64) -> u64 {
+        for n in 0.. {
+            if let Some(mut builder) = machine.try_create_snapshot_builder(false).await {
+                builder.build_snapshot().await.expect("a snapshot");
+                return n;
+            }
+            let entry = crate::Entry {
+                log_id: log_id(1, from + n),
+                payload: EntryPayload::Blank,
+            };
+            machine.apply_one(entry).expect("applied");
+        }
+        unreachable!("it becomes due")
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_is_due_when_the_log_grew_by_the_size_of_the_last() {
+        let disk = MemoryStore::default();
+        let mut large = machine(&disk, 100 * ENTRY_BYTES);
+        assert_eq!(until_due(&mut large, 1).await, 0, "there is none");
+        assert_eq!(until_due(&mut large, 1).await, 100);
+        assert!(large.try_create_snapshot_builder(false).await.is_none());
+        assert!(large.try_create_snapshot_builder(true).await.is_some());
+        let mut again = machine(&disk, 100 * ENTRY_BYTES);
+        assert_eq!(until_due(&mut again, 101).await, 100, "after a restart");
+        let mut huge = machine(&disk, u64::MAX);
+        assert_eq!(until_due(&mut huge, 201).await, ENTRIES, "but not for ever");
     }
 }

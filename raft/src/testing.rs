@@ -36,13 +36,14 @@ impl MemoryStore {
 }
 
 impl Snapshots for MemoryStore {
-    fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<()> {
+    fn save(&self, meta: &SnapshotMeta, state: &State) -> io::Result<u64> {
         self.log().snapshot = Some((meta.clone(), state.clone()));
-        Ok(())
+        Ok(0)
     }
 
-    fn load(&self) -> io::Result<Option<(SnapshotMeta, State)>> {
-        Ok(self.log().snapshot.clone())
+    fn load(&self) -> io::Result<Option<(SnapshotMeta, State, u64)>> {
+        let snapshot = self.log().snapshot.clone();
+        Ok(snapshot.map(|(meta, state)| (meta, state, 0)))
     }
 }
 

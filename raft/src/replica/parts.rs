@@ -26,7 +26,7 @@ pub struct Timing {
     pub election_ms: Range<u64>,
     /// A leader's sign of life.
     pub heartbeat: Duration,
-    /// A snapshot is made after this many entries.
+    /// After this many entries a snapshot is considered; it is made once it is worth its size.
     pub snapshot_every: u64,
     /// Entries kept below a snapshot. openraft panics where a purge overtakes an apply that is already queued
     /// (openraft#2116); a queue never holds as many entries as this, so purge stays behind it. It also lets a
