@@ -267,6 +267,11 @@ impl Replica {
         self.0.view.state()
     }
 
+    /// The commit index of the newest applied state.
+    pub fn index(&self) -> u64 {
+        self.0.view.index()
+    }
+
     /// Wakes when more was applied; the number is the index. What changed is in [`Replica::events_since`].
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.0.view.applied()

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::wire::{Event, Outcome};
 use futures::{Stream, StreamExt as _};
-use openraft::storage::EntryResponder;
+use openraft::storage::{ApplyResponder, EntryResponder};
 use openraft::{EntryPayload, RaftSnapshotBuilder, storage::RaftStateMachine};
 use tokio::sync::watch;
 
 use crate::runtime::Blocking;
-use crate::state::{Compacted, EventRing, State};
+use crate::state::{Applied, Compacted, EventRing, State};
 use crate::{Answer, LogId, StoredMembership, TypeConfig};
 
 /// What a snapshot covers.
@@ -74,6 +74,10 @@ impl View {
         lock(&self.published).state.clone()
     }
 
+    pub(crate) fn index(&self) -> u64 {
+        lock(&self.published).state.index()
+    }
+
     pub(crate) fn last(&self) -> Option<LogId> {
         lock(&self.published).last
     }
@@ -86,12 +90,14 @@ impl View {
         lock(&self.published).events.since(index)
     }
 
-    fn publish(&self, state: &State, last: LogId, events: Vec<Event>) {
+    fn publish(&self, state: &State, last: LogId, events: Vec<Vec<Event>>) {
         {
             let mut published = lock(&self.published);
             published.state = state.clone();
             published.last = Some(last);
-            published.events.push(events);
+            for events in events {
+                published.events.push(events);
+            }
         }
         self.applied.send_replace(state.index());
     }
@@ -151,6 +157,18 @@ impl Keeper {
     }
 }
 
+/// Entries published together at most. Each publishing makes the next change of the state copy what it touches, and
+/// wakes whoever watches.
+const TOGETHER: usize = 64;
+
+/// What was applied but not yet published, entry by entry.
+#[derive(Default)]
+struct Unseen {
+    entries: usize,
+    events: Vec<Vec<Event>>,
+    answers: Vec<(ApplyResponder<TypeConfig>, Outcome)>,
+}
+
 /// What was applied since the newest snapshot.
 #[derive(Clone, Copy, Debug, Default)]
 struct Since {
@@ -208,36 +226,48 @@ impl StateMachine {
         Ok((machine, view))
     }
 
-    /// Applies one entry and publishes what came of it.
-    fn apply_one(&mut self, entry: crate::Entry) -> io::Result<Outcome> {
+    /// Applies one entry; nobody sees it before [`StateMachine::publish`].
+    fn apply_one(&mut self, entry: crate::Entry) -> io::Result<Applied> {
         self.since.count(&entry);
         let log_id = entry.log_id;
         let (index, term) = (log_id.index, log_id.committed_leader_id().term);
-        let (outcome, events) = match entry.payload {
-            EntryPayload::Normal(command) => {
-                // An entry that this program does not understand stops the replica: what it would do next could differ.
-                let applied = self
-                    .state
-                    .apply(index, term, &command.0)
-                    .map_err(io::Error::other)?;
-                (applied.outcome, applied.events)
-            }
+        let applied = match entry.payload {
+            // An entry that this program does not understand stops the replica: what it would do next could differ.
+            EntryPayload::Normal(command) => self
+                .state
+                .apply(index, term, &command.0)
+                .map_err(io::Error::other)?,
             EntryPayload::Membership(membership) => {
                 self.membership = StoredMembership::new(Some(log_id), membership);
-                (self.skip(index), Vec::new())
+                self.skip(index)
             }
-            EntryPayload::Blank => (self.skip(index), Vec::new()),
+            EntryPayload::Blank => self.skip(index),
         };
         self.last = Some(log_id);
-        self.view.publish(&self.state, log_id, events);
-        Ok(outcome)
+        Ok(applied)
     }
 
-    fn skip(&mut self, index: u64) -> Outcome {
+    /// Publishes what was applied, then answers who waits for it.
+    fn publish(&self, unseen: &mut Unseen) {
+        if let Some(last) = self.last {
+            self.view
+                .publish(&self.state, last, std::mem::take(&mut unseen.events));
+        }
+        for (responder, outcome) in unseen.answers.drain(..) {
+            responder.send(Answer(outcome));
+        }
+        unseen.entries = 0;
+    }
+
+    fn skip(&mut self, index: u64) -> Applied {
         self.state.skip(index);
-        Outcome {
+        let outcome = Outcome {
             index,
             rejection: None,
+        };
+        Applied {
+            outcome,
+            events: Vec::new(),
         }
     }
 
@@ -261,12 +291,21 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
     {
+        let mut unseen = Unseen::default();
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            let outcome = self.apply_one(entry)?;
-            if let Some(responder) = responder {
-                responder.send(Answer(outcome));
+            let applied = self.apply_one(entry)?;
+            unseen.entries += 1;
+            unseen.events.push(applied.events);
+            unseen
+                .answers
+                .extend(responder.map(|responder| (responder, applied.outcome)));
+            if unseen.entries == TOGETHER {
+                self.publish(&mut unseen);
             }
+        }
+        if unseen.entries > 0 {
+            self.publish(&mut unseen);
         }
         Ok(())
     }

@@ -62,7 +62,7 @@ fn version(state: &State, id: Id) -> Option<u64> {
 
 /// As `Replica::wait_applied`, at fixed times: several that wait on one watch wake in no fixed order.
 async fn applied(replica: &Replica, index: u64) {
-    while replica.state().index() < index {
+    while replica.index() < index {
         sleep(Duration::from_millis(1)).await;
     }
 }

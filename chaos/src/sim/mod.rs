@@ -185,7 +185,7 @@ async fn agree(cluster: &Cluster, record: &Record) {
     let Ok(states) = agreed.await else {
         let at: Vec<_> = replicas
             .iter()
-            .map(|it| (it.member(), it.state().index(), it.members()))
+            .map(|it| (it.member(), it.index(), it.members()))
             .collect();
         return record.violation(format_args!("the replicas did not come to one state: {at:?}"));
     };

@@ -21,7 +21,7 @@ pub struct Listing {
 impl Listing {
     /// The lists as this replica has them: [`Listing::run`] must run for streams to close at a removal.
     pub fn new(replica: Replica) -> Self {
-        let index = replica.state().index();
+        let index = replica.index();
         Self {
             replica,
             changed: watch::Sender::new(index),

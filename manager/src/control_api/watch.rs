@@ -28,7 +28,7 @@ pub(super) fn watch(
     });
     let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
     let from = match request.after {
-        0 => replica.state().index(),
+        0 => replica.index(),
         after => after,
     };
     // Refused before the stream begins, where the caller reads it as the call's own failure.

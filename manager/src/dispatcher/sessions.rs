@@ -148,7 +148,7 @@ impl Sessions {
     /// Wakes the sessions whose worker a commit concerns.
     pub async fn run(&self, replica: Replica, stop: CancellationToken) {
         let mut applied = replica.applied();
-        let mut seen = replica.state().index();
+        let mut seen = replica.index();
         loop {
             tokio::select! {
                 biased;

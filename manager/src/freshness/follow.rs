@@ -39,7 +39,7 @@ impl Fresh {
     pub fn is_fresh(&self) -> bool {
         let now = self.clock.monotonic();
         let mut state = self.lock();
-        state.applied(self.replica.state().index());
+        state.applied(self.replica.index());
         state.is_fresh(now)
     }
 
@@ -47,7 +47,7 @@ impl Fresh {
     pub fn stale_for(&self) -> Duration {
         let now = self.clock.monotonic();
         let mut state = self.lock();
-        state.applied(self.replica.state().index());
+        state.applied(self.replica.index());
         now.saturating_sub(state.fresh_until().unwrap_or_default())
     }
 
@@ -87,7 +87,7 @@ impl Fresh {
         if let Ok(Some(index)) = timeout(ANSWER_WAIT, read_index(&self.replica, peers, &*self.clock)).await {
             let mut state = self.lock();
             state.answered(sent_at, index);
-            state.applied(self.replica.state().index());
+            state.applied(self.replica.index());
         }
     }
 

@@ -87,7 +87,7 @@ impl Leader<'_> {
     /// Ends only if the replica does.
     async fn run(&self) {
         let mut applied = self.replica.applied();
-        let mut seen = self.replica.state().index();
+        let mut seen = self.replica.index();
         let mut liveness = Liveness::of_new_leader(self.ready_workers(), self.clock.monotonic());
         let mut frozen = false;
         let mut judge = interval(JUDGE_EVERY);
@@ -99,7 +99,7 @@ impl Leader<'_> {
                 biased;
                 _ = judge.tick() => self.judge(&mut liveness, &mut frozen).await,
                 () = sleep_until(due) => {
-                    seen = self.replica.state().index();
+                    seen = self.replica.index();
                     due = Instant::now() + match self.pass().await {
                         Ok(wait) => {
                             retry = RETRY.0;
@@ -144,7 +144,7 @@ impl Leader<'_> {
     /// Whether what was committed since `seen` may change a plan: most writes under load are none of its business.
     fn concerns_plans(&self, seen: &mut u64) -> bool {
         let Ok(events) = self.replica.events_since(*seen) else {
-            *seen = self.replica.state().index();
+            *seen = self.replica.index();
             return true;
         };
         *seen = events.last().map_or(*seen, |event| event.index);

@@ -442,7 +442,7 @@ impl Run<'_> {
         let named = !matches!(key.kind(), Kind::Ticket | Kind::Task);
         match object::name(&new) {
             Some(name) if !name.is_empty() && name.len() <= limits::IMAGE_REFERENCE_CHARS => {
-                let holder = self.state.names.get(&(key.kind(), name.to_owned()));
+                let holder = self.state.names.get(&(key.kind(), name.into()));
                 if holder.is_some_and(|holder| *holder != key) {
                     return Err(reject(Code::NameTaken, Some(key), "another object has this name"));
                 }

@@ -29,7 +29,8 @@ pub use snapshot::{Decoder, SnapshotError, chunks};
 pub struct State {
     index: u64,
     objects: OrdMap<Key, Arc<Object>>,
-    names: OrdMap<(Kind, String), Key>,
+    /// Shared strings: a change copies the nodes of the tree that it touches.
+    names: OrdMap<(Kind, Arc<str>), Key>,
     /// (target, source): who refers to an object. Tasks of a node or users of a secret are one range of it.
     references: OrdSet<(Key, Key)>,
     digest: [u8; 32],
@@ -69,7 +70,7 @@ impl State {
 
     /// The object of this kind that has the name.
     pub fn by_name(&self, kind: Kind, name: &str) -> Option<&Arc<Object>> {
-        self.get(*self.names.get(&(kind, name.to_owned()))?)
+        self.get(*self.names.get(&(kind, name.into()))?)
     }
 
     /// The one object of this kind whose id starts with these bytes.
@@ -104,7 +105,7 @@ impl State {
     fn insert(&mut self, key: Key, object: Arc<Object>) {
         self.remove(key);
         if let Some(name) = object::name(&object) {
-            self.names.insert((key.kind(), name.to_owned()), key);
+            self.names.insert((key.kind(), name.into()), key);
         }
         for target in object::references(&object) {
             self.references.insert((target, key));
@@ -116,7 +117,7 @@ impl State {
     fn remove(&mut self, key: Key) -> Option<Arc<Object>> {
         let object = self.objects.remove(&key)?;
         if let Some(name) = object::name(&object) {
-            self.names.remove(&(key.kind(), name.to_owned()));
+            self.names.remove(&(key.kind(), name.into()));
         }
         for target in object::references(&object) {
             self.references.remove(&(target, key));

@@ -173,7 +173,7 @@ async fn learners_become_voters_a_snapshot_reaches_one_that_lags_and_leadership_
         let outcome = one.replica.propose(transaction(n)).await.expect("it leads alone");
         assert_eq!(outcome.rejection, None);
         assert!(
-            one.replica.state().index() >= outcome.index,
+            one.replica.index() >= outcome.index,
             "published before it is answered"
         );
     }
