@@ -2,36 +2,60 @@
 //! caller's key, soon after the replica can no longer tell, and with the manager.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
+
+use super::right::{Right, ending};
 
 /// A body under guard.
 pub(super) struct Guarded {
     body: Body,
-    /// Resolves with the reason when the right to the stream ends. `None`: no list decides.
-    right: Option<BoxFuture<'static, Status>>,
-    /// Resolves with the reason when the manager ends.
-    stop: BoxFuture<'static, Status>,
+    /// `None`: no list decides.
+    right: Option<Arc<Right>>,
+    /// Cancelled when the manager ends.
+    stop: CancellationToken,
+    /// Resolves with the reason when either ends. Made once the body has to be waited for: most answers never are.
+    waiting: Option<BoxFuture<'static, Status>>,
     over: bool,
 }
 
 impl Guarded {
-    pub(super) fn new(
-        body: Body,
-        right: Option<BoxFuture<'static, Status>>,
-        stop: BoxFuture<'static, Status>,
-    ) -> Self {
+    pub(super) fn new(body: Body, right: Option<Right>, stop: CancellationToken) -> Self {
         Self {
             body,
-            right,
+            right: right.map(Arc::new),
             stop,
+            waiting: None,
             over: false,
         }
+    }
+
+    fn waiting(&mut self) -> &mut BoxFuture<'static, Status> {
+        self.waiting.get_or_insert_with(|| {
+            let (right, stop) = (self.right.clone(), self.stop.clone());
+            async move {
+                let over = async {
+                    match right {
+                        Some(right) => right.until_over().await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    reason = over => reason,
+                    () = stop.cancelled() => ending(),
+                }
+            }
+            .boxed()
+        })
     }
 
     fn end(&mut self, reason: &Status) -> Result<Frame<bytes::Bytes>, Status> {
@@ -56,16 +80,14 @@ impl HttpBody for Guarded {
             return Poll::Ready(None);
         }
         // The right first: nothing leaves after it ended.
-        if let Some(right) = &mut this.right
-            && let Poll::Ready(reason) = right.as_mut().poll(cx)
-        {
+        if let Some(reason) = this.right.as_ref().and_then(|right| right.over()) {
             return Poll::Ready(Some(this.end(&reason)));
         }
         if let ready @ Poll::Ready(_) = Pin::new(&mut this.body).poll_frame(cx) {
             return ready;
         }
         // The stop last: what was done is answered, and only who waits for more is sent away.
-        match this.stop.as_mut().poll(cx) {
+        match this.waiting().as_mut().poll(cx) {
             Poll::Ready(reason) => Poll::Ready(Some(this.end(&reason))),
             Poll::Pending => Poll::Pending,
         }

@@ -2,22 +2,21 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bulkhead_identity::seam::Clock;
 use bulkhead_identity::{ConnectInfo, Peer};
-use bulkhead_proto::{Caller, ClusterId, Code, Method, Standing, limits};
+use bulkhead_proto::{Caller, ClusterId, Code, Method, Standing};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::guard::Guarded;
-use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, lost_touch, stale};
+use super::right::Right;
+use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, stale};
 use crate::freshness::Fresh;
 use crate::peers::Peers;
 use crate::refusal::refuse;
@@ -111,11 +110,7 @@ where
             let stop = parts.stop.clone();
             request.extensions_mut().insert(principal);
             let answer = ready.call(request).await?;
-            let stop = async move {
-                stop.cancelled_owned().await;
-                ending()
-            };
-            Ok(answer.map(|body| Body::new(Guarded::new(body, right, stop.boxed()))))
+            Ok(answer.map(|body| Body::new(Guarded::new(body, right, stop))))
         }
         .boxed()
     }
@@ -191,82 +186,15 @@ impl Parts {
         }
     }
 
-    /// When the right to an open stream ends; never where no list decides.
-    fn right(
-        &self,
-        method: Method,
-        principal: &Principal,
-        peer: Option<Peer>,
-    ) -> Option<BoxFuture<'static, Status>> {
-        if method.standing() != Standing::Listed {
-            return None;
-        }
-        let (fresh, listing, caller) = (self.fresh.clone(), self.listing.clone(), principal.caller);
-        let key = principal.subject.zip(principal.key_id);
-        let clock = self.clock.clone();
-        let right = async move {
-            let removed = async {
-                match key {
-                    Some((subject, key)) => listing.removed(subject, key).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = removed => {
-                    tracing::info!(target: "audit", %caller, "stream closed: its key was removed");
-                    denied(caller)
-                }
-                () = expired(&*clock, peer) => {
-                    tracing::info!(target: "audit", %caller, "stream closed: its certificate expired");
-                    refuse(
-                        Code::CertificateTime,
-                        tonic::Code::PermissionDenied,
-                        "the certificate of this connection expired",
-                        "connect again with a renewed one",
-                    )
-                }
-                () = ended(&fresh) => lost_touch(),
-            }
-        };
-        Some(right.boxed())
-    }
-}
-
-/// This manager goes; whoever holds a stream asks another one.
-fn ending() -> Status {
-    refuse(
-        Code::NoQuorum,
-        tonic::Code::Unavailable,
-        "this manager is ending",
-        "ask another manager",
-    )
-}
-
-/// How often an open stream's certificate is held against the clock, which may be set meanwhile.
-const EXPIRY_CHECK: Duration = Duration::from_secs(10);
-
-/// Resolves once the caller's certificate is over.
-async fn expired(clock: &dyn Clock, peer: Option<Peer>) {
-    let Some(Peer::Node(certificate)) = peer else {
-        return std::future::pending().await;
-    };
-    loop {
-        let now = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
-        let left = certificate.not_after_ms().saturating_sub(now);
-        let Ok(left @ 1..) = u64::try_from(left) else {
-            return;
-        };
-        sleep(Duration::from_millis(left).min(EXPIRY_CHECK)).await;
-    }
-}
-
-/// Resolves once the replica has been stale for [`limits::STREAM_GRACE`].
-async fn ended(fresh: &Fresh) {
-    while let Some(left) = limits::STREAM_GRACE
-        .checked_sub(fresh.stale_for())
-        .filter(|left| !left.is_zero())
-    {
-        sleep(left).await;
+    /// What an open stream needs; nothing where no list decides.
+    fn right(&self, method: Method, principal: &Principal, peer: Option<Peer>) -> Option<Right> {
+        (method.standing() == Standing::Listed).then(|| Right {
+            fresh: self.fresh.clone(),
+            listing: self.listing.clone(),
+            clock: self.clock.clone(),
+            caller: principal.caller,
+            key: principal.subject.zip(principal.key_id),
+            peer,
+        })
     }
 }

@@ -4,6 +4,7 @@ mod decide;
 mod guard;
 mod layer;
 mod listing;
+mod right;
 #[cfg(test)]
 mod tests;
 

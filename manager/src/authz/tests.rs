@@ -2,15 +2,19 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
+use bulkhead_identity::seam::Clock;
 use bulkhead_identity::{ConnectInfo, Peer};
 use bulkhead_proto::{Caller, Method, Role};
 use http::{Request, Response};
 use http_body::Body as _;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 
 use super::guard::Guarded;
+use super::right::Right;
 use super::*;
 use crate::freshness::Fresh;
 use crate::testing::Manager;
@@ -133,7 +137,7 @@ async fn every_open_stream_ends_with_the_manager() {
     let manager = Manager::start().await;
     let (listing, fresh) = (manager.listing.clone(), manager.fresh.clone());
     let (peers, clock) = (manager.peers.clone(), manager.clock.clone());
-    let stop = tokio_util::sync::CancellationToken::new();
+    let stop = CancellationToken::new();
     let layer = AuthzLayer::new(manager.cluster, listing, fresh, peers, clock, stop.clone());
     let service = layer.layer(service_fn(|_: Request<Body>| async {
         Ok::<_, Infallible>(Response::new(Body::new(Silent)))
@@ -162,27 +166,48 @@ async fn every_open_stream_ends_with_the_manager() {
     }
 }
 
-#[tokio::test]
+/// A clock by which nothing was heard for an hour.
+#[derive(Debug)]
+struct Later;
+
+impl Clock for Later {
+    fn wall_millis(&self) -> u64 {
+        0
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(3_600)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_done_is_answered_though_the_manager_ends_and_what_is_not_known_is_said_so() {
     let done = || {
         let mut trailers = http::HeaderMap::new();
         tonic::Status::ok("").add_header(&mut trailers).expect("a status");
         Body::new(Ready(Some(trailers)))
     };
-    let at_once = |status: fn() -> tonic::Status| Box::pin(async move { status() });
-    let never = || Box::pin(std::future::pending());
-    let ending = || tonic::Status::unavailable("ending");
-    let right = Guarded::new(done(), Some(never()), at_once(ending));
-    assert_eq!(last_status(Body::new(right)).await.code(), tonic::Code::Ok);
-    let lost = last_status(Body::new(Guarded::new(
-        done(),
-        Some(at_once(lost_touch)),
-        never(),
-    )))
-    .await;
+    let manager = Manager::start().await;
+    let right = |fresh: &Fresh| Right {
+        fresh: fresh.clone(),
+        listing: manager.listing.clone(),
+        clock: manager.clock.clone(),
+        caller: Caller::Operator,
+        key: None,
+        peer: None,
+    };
+    let (ended, lost) = (
+        CancellationToken::new(),
+        Fresh::new(manager.replica.clone(), Arc::new(Later)),
+    );
+    ended.cancel();
+    let answered = Guarded::new(done(), Some(right(&manager.fresh)), ended.clone());
+    assert_eq!(last_status(Body::new(answered)).await.code(), tonic::Code::Ok);
+    let lost = Guarded::new(done(), Some(right(&lost)), CancellationToken::new());
+    let lost = last_status(Body::new(lost)).await;
     let code = lost.metadata().get(bulkhead_proto::CODE_KEY).expect("a code");
     assert_eq!(code, Code::OutcomeUnknown.as_str(), "never 'nothing was done'");
-    let waits = last_status(Body::new(Guarded::new(Body::new(Silent), None, at_once(ending)))).await;
+    let waits = last_status(Body::new(Guarded::new(Body::new(Silent), None, ended))).await;
     assert_eq!(waits.code(), tonic::Code::Unavailable);
 }
 
