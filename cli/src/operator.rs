@@ -1,7 +1,9 @@
 //! `operator`: who may command the cluster. A key never crosses the wire: each is made where it is used, or by the
 //! operator who hands it on.
 
-use std::path::PathBuf;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bulkhead_proto::limits;
@@ -129,15 +131,7 @@ async fn issue(
     // What is to be written is made sure of first: an operator whose key is lost would stay listed.
     let target = match &output {
         Some(path) => {
-            if path.exists() {
-                let place = path.display().to_string();
-                return Err(Refusal::new(
-                    Code::Unwritable,
-                    place,
-                    "there is a file",
-                    "name another with -o",
-                ));
-            }
+            claim(path)?;
             None
         }
         None => {
@@ -160,9 +154,12 @@ async fn issue(
     let answer = match (answer, &target) {
         (Ok(answer), _) => answer,
         (Err(refusal), target) => {
+            // Folder and file were made for this key alone.
             if let Some(made) = target {
-                // The folder was made for this key alone.
                 let _ = contexts.remove(&made.name);
+            }
+            if let Some(path) = &output {
+                let _ = std::fs::remove_file(path);
             }
             return Err(refusal);
         }
@@ -182,6 +179,23 @@ async fn issue(
         (None, None) => {}
     }
     app.print(&format!("{}\n", text::id(&answer.node_id)))
+}
+
+/// Makes the file that a key is to be in, empty, so that it cannot be lost for want of a place.
+fn claim(path: &Path) -> Result<(), Refusal> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let place = path.display().to_string();
+            let help = "name a new file in a writable folder with -o";
+            Err(Refusal::new(Code::Unwritable, place, error.to_string(), help))
+        }
+    }
 }
 
 async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {

@@ -317,8 +317,9 @@ fn manager_part(mut record: ManagerRecord) -> Result<ManagerPart, &'static str> 
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let fresh = path.with_extension("new");
+    let folder = folder(path).ok_or(io::ErrorKind::InvalidInput)?;
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
     // One that a crash left may have any mode, or be a link: it goes, and ours is made anew.
     match fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -338,6 +339,15 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     File::open(folder)?.sync_all()
+}
+
+/// The folder that a file is in; of a bare name it is the current one.
+fn folder(path: &Path) -> Option<&Path> {
+    let folder = path.parent()?;
+    Some(match folder.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => folder,
+    })
 }
 
 #[cfg(test)]
@@ -377,12 +387,15 @@ mod tests {
         let path = folder.path().join("node.keys");
         assert!(matches!(KeyFile::load(&path), Err(StoreError::Missing(_))));
         let file = key_file();
+        let anothers = folder.path().join("node.new");
+        fs::write(&anothers, "not ours").expect("a file");
         for _ in 0..2 {
-            fs::write(path.with_extension("new"), "left by a crash").expect("a file");
+            fs::write(folder.path().join("node.keys.new"), "left by a crash").expect("a file");
             file.save(&path).expect("saved");
         }
         assert_eq!(fs::metadata(&path).expect("it is there").mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1);
+        assert_eq!(fs::read(&anothers).expect("untouched"), b"not ours");
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 2);
         let read = KeyFile::load(&path).expect("our own file");
         assert_eq!(*read.encode(), *file.encode());
         assert_eq!(read.subject(), file.subject());
@@ -393,6 +406,13 @@ mod tests {
             !printed.contains("[4, 4") && !printed.contains("[5, 5"),
             "{printed}"
         );
+    }
+
+    #[test]
+    fn a_bare_name_is_in_the_current_folder() {
+        assert_eq!(super::folder(Path::new("bob.key")), Some(Path::new(".")));
+        assert_eq!(super::folder(Path::new("a/bob.key")), Some(Path::new("a")));
+        assert_eq!(super::folder(Path::new("/")), None);
     }
 
     #[test]
