@@ -19,7 +19,7 @@ pub(crate) struct Events {
     /// Also what changed after this commit index, as far as it is kept
     #[arg(long, value_name = "INDEX", default_value_t = 0)]
     after: u64,
-    /// Ends once what is known now was shown
+    /// Ends once what is known now was shown; without --after that is all that is kept
     #[arg(long)]
     no_follow: bool,
 }
@@ -55,6 +55,7 @@ pub(crate) async fn run(events: Events, app: &mut App<'_>) -> Result<Exit, Refus
         let request = WatchRequest {
             after,
             kinds: kinds.clone(),
+            oldest: events.no_follow && after == 0,
         };
         let mut stream = connection
             .call(Effect::Read, Patience::default(), "events", async |mut c| {

@@ -284,6 +284,11 @@ impl Replica {
         drop(applied.wait_for(|applied| *applied >= index).await);
     }
 
+    /// The index after which all changes are kept.
+    pub fn events_from(&self) -> u64 {
+        self.0.view.events_from()
+    }
+
     /// The changes after an index.
     ///
     /// # Errors

@@ -86,6 +86,10 @@ impl View {
         self.applied.subscribe()
     }
 
+    pub(crate) fn events_from(&self) -> u64 {
+        lock(&self.published).events.floor()
+    }
+
     pub(crate) fn events_since(&self, index: u64) -> Result<Vec<Arc<Event>>, Compacted> {
         lock(&self.published).events.since(index)
     }

@@ -28,6 +28,7 @@ pub(super) fn watch(
     });
     let kinds: Vec<Kind> = kinds.collect::<Result<_, _>>()?;
     let from = match request.after {
+        _ if request.oldest => replica.events_from(),
         0 => replica.index(),
         after => after,
     };

@@ -43,6 +43,11 @@ impl EventRing {
         }
     }
 
+    /// Every event above this index is here.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
     /// All events above `index`, in order.
     pub fn since(&self, index: u64) -> Result<Vec<Arc<Event>>, Compacted> {
         if index < self.floor {

@@ -78,7 +78,7 @@ fn what_changes_is_seen(lab: &Lab) {
     lab.secret("fresh", b"value");
     let line = events.until("fresh");
     assert!(line.contains("created") && line.contains("operator"), "{line}");
-    let past = lab.ok("events --no-follow --after 1 --kind image");
+    let past = lab.ok("events --no-follow --kind image");
     assert!(past.contains("web:1"), "{past}");
 
     let task = &lab.running("web")[0];
@@ -173,7 +173,12 @@ fn a_worker_leaves(lab: &Lab) {
 fn operators_come_and_go(lab: &Lab) {
     let file = lab.folder().join("bob.key");
     let file = file.display();
+    let refused = lab.run("operator issue bob -o /nonexistent/bob.key");
+    refused.refused(1, "BH-E0011");
+    assert!(!lab.ok("operator ls").contains("bob"), "nobody without a key");
     lab.ok(&format!("operator issue bob -o {file}"));
+    lab.run(&format!("operator issue bill -o {file}"))
+        .refused(1, "BH-E0011");
     lab.ok(&format!("context import bob {file}"));
     assert!(lab.ok("context ls").contains("bob"));
     assert!(lab.ok("--context bob node ls").contains("worker-1"));

@@ -89,6 +89,7 @@ impl Watch {
         let request = WatchRequest {
             after: 0,
             kinds: vec![Kind::Task.into()],
+            oldest: false,
         };
         let mut stream = control.watch(request).await?.into_inner();
         stream.message().await?.context("the watch ended")?; // says from where: now it stands
