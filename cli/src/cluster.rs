@@ -225,7 +225,17 @@ async fn leave(force: bool, app: &mut App<'_>) -> Result<Exit, Refusal> {
     app.confirm("Take this node out of its cluster for ever?")?;
     let program = app.program()?;
     match tokio::time::timeout(LEAVE, program.local().leave(LeaveRequest { force })).await {
-        Ok(Ok(_)) => Ok(Exit::Done),
+        Ok(Ok(answer)) => {
+            let answer = answer.into_inner();
+            app.say(&match answer.told {
+                true => format!("{} has left the cluster, which lists it no more", answer.name),
+                false => format!(
+                    "{name} has left, but the cluster was not told: run 'bulkhead node rm {name}' there",
+                    name = answer.name
+                ),
+            });
+            Ok(Exit::Done)
+        }
         Ok(Err(status)) => Err(from_status(&status, "cluster leave")),
         Err(_) => {
             let reason = format!("no answer within {} s", LEAVE.as_secs());

@@ -230,14 +230,15 @@ async fn three_managers_join_with_tickets_and_one_may_leave() {
     );
     late.end().await;
 
-    managers[1]
-        .client()
-        .leave(LeaveRequest::default())
-        .await
-        .expect("two of three stay");
-    managers[1]
-        .status(|status| status.phase() == Phase::Stopped)
+    let left = managers[1].client().leave(LeaveRequest::default()).await;
+    assert!(left.expect("two of three stay").into_inner().told);
+    let free = managers[1]
+        .status(|status| status.phase() == Phase::Uninitialised)
         .await;
+    assert!(free.detail.contains("kept nothing"), "{}", free.detail);
+    let kept = std::fs::read_dir(folders[1].path()).expect("a folder").flatten();
+    let kept: Vec<_> = kept.map(|entry| entry.file_name()).collect();
+    assert_eq!(kept, ["manager.sock"]);
     let two = async {
         loop {
             let mut control = ControlClient::new(local::connect(&managers[2].socket));

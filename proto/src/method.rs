@@ -114,9 +114,10 @@ impl Method {
         match self {
             Method::EnrolmentGetRoot | Method::EnrolmentEnrol => (JOINERS, Standing::None),
 
-            Method::DispatcherSession | Method::DispatcherFetchBlob | Method::DispatcherPushLogs => {
-                (WORKERS, Standing::Listed)
-            }
+            Method::DispatcherSession
+            | Method::DispatcherFetchBlob
+            | Method::DispatcherWithdraw
+            | Method::DispatcherPushLogs => (WORKERS, Standing::Listed),
             Method::DispatcherRenew => (NODES, Standing::Listed),
 
             Method::RaftAppend

@@ -46,12 +46,12 @@ pub enum Command {
         /// Tells the steps; dropping it ends the answer.
         steps: Steps,
     },
-    /// Leave the cluster.
+    /// Leave the cluster, and tell it.
     Leave {
         /// Even with tasks running.
         force: bool,
         /// The answer.
-        answer: oneshot::Sender<Result<(), Status>>,
+        answer: oneshot::Sender<Result<wire::LeaveResponse, Status>>,
     },
 }
 
@@ -141,8 +141,7 @@ impl local_server::Local for Service {
         let (answer, answered) = oneshot::channel();
         let force = request.into_inner().force;
         self.tell(Command::Leave { force, answer }).await?;
-        answered.await.map_err(|_| ending())??;
-        Ok(Response::new(wire::LeaveResponse {}))
+        Ok(Response::new(answered.await.map_err(|_| ending())??))
     }
 }
 

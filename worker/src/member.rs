@@ -19,11 +19,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::Status;
+use wire::dispatcher_client::DispatcherClient;
 
 /// Bytes of image blobs that one node keeps.
 const IMAGE_BYTES: u64 = 64 << 30;
 /// How long `join` waits for the first session. The node goes on trying after that.
 const FIRST_SESSION: Duration = Duration::from_secs(30);
+/// How long a manager is waited for that is told that this node leaves.
+const WITHDRAW: Duration = Duration::from_secs(15);
 /// Messages between session and agent.
 const QUEUE: usize = 16;
 
@@ -79,7 +82,7 @@ pub async fn run(
         name: keep.name(),
         connected: connected.subscribe(),
     });
-    let runtime = parts.runtime.clone();
+    let (runtime, parts_entropy) = (parts.runtime.clone(), parts.entropy.clone());
     let key_file = parts.config.key_file();
     let mut running = start(parts, &keep, &connected)?;
     if let Some(steps) = joined {
@@ -108,10 +111,17 @@ pub async fn run(
                 Some(Command::Leave { force, answer }) => match may_leave(&runtime, force, &keep.name()).await {
                     Err(refusal) => drop(answer.send(Err(refusal))),
                     Ok(()) => {
+                        let told = match withdraw(&connected, parts_entropy.as_ref()).await {
+                            Err(refusal) if !force => {
+                                drop(answer.send(Err(refusal)));
+                                continue;
+                            }
+                            told => told.is_ok(),
+                        };
                         // First the key: what is left of a membership without one is cleared at the next start.
                         std::fs::remove_file(&key_file).map_err(MemberError::Forget)?;
-                        tracing::info!(target: "audit", "this node has left its cluster");
-                        drop(answer.send(Ok(())));
+                        tracing::info!(target: "audit", told, "this node has left its cluster");
+                        drop(answer.send(Ok(wire::LeaveResponse { told, name: keep.name() })));
                         return Ok(());
                     }
                 },
@@ -228,6 +238,31 @@ async fn first_session(
     };
     drop(steps.send(Ok(last)).await); // as above
     Ok(Part::Finished)
+}
+
+/// Asks a manager to remove this node.
+async fn withdraw(connected: &watch::Sender<Option<Connected>>, entropy: &dyn Entropy) -> Result<(), Status> {
+    let unheard = || {
+        refuse(
+            Code::NoQuorum,
+            tonic::Code::Unavailable,
+            "no manager could be told that this node leaves",
+            "try again once a manager answers, or leave with --force and remove the node with `bulkhead node rm`",
+        )
+    };
+    let channel = connected.borrow().as_ref().map(|it| it.channel.clone());
+    let mut client = DispatcherClient::new(channel.ok_or_else(unheard)?);
+    let mut request_id = vec![0; 16];
+    entropy.fill(&mut request_id).map_err(|_| unheard())?;
+    let asked = client.withdraw(wire::WithdrawRequest { request_id });
+    match timeout(WITHDRAW, asked).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the cluster was not told that this node leaves");
+            Err(unheard())
+        }
+        Err(_) => Err(unheard()),
+    }
 }
 
 async fn may_leave(runtime: &Runtime, force: bool, name: &str) -> Result<(), Status> {

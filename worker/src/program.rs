@@ -164,7 +164,7 @@ async fn uninitialised(
     standing: &watch::Sender<Standing>,
     commands: &mut mpsc::Receiver<Command>,
 ) -> Result<(Keep, Option<Steps>), ProgramError> {
-    tracing::info!("in no cluster; waiting for `bulkhead cluster join`");
+    tracing::info!(socket = %config.socket().display(), "in no cluster; waiting for `bulkhead cluster join` on the local socket");
     let attempts = Attempts::default();
     let mut by_itself = std::pin::pin!(join_by_itself(config, description, &attempts));
     loop {

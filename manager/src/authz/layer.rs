@@ -186,9 +186,11 @@ impl Parts {
         }
     }
 
-    /// What an open stream needs; nothing where no list decides.
+    /// What an open stream needs; nothing where no list decides, or where the call is what ends it: whoever withdraws
+    /// is to hear that it did.
     fn right(&self, method: Method, principal: &Principal, peer: Option<Peer>) -> Option<Right> {
-        (method.standing() == Standing::Listed).then(|| Right {
+        let listed = method.standing() == Standing::Listed && method != Method::DispatcherWithdraw;
+        listed.then(|| Right {
             fresh: self.fresh.clone(),
             listing: self.listing.clone(),
             clock: self.clock.clone(),

@@ -1,8 +1,7 @@
 //! Nodes: availability, labels, removal.
 
 use bulkhead_proto::wire::{
-    AddTombstone, Availability, Label, Node, NodeStatus, RemoveRequest, Role, Task, Tombstone,
-    UpdateNodeRequest, change,
+    Availability, Label, Node, NodeStatus, RemoveRequest, Role, Task, UpdateNodeRequest,
 };
 use bulkhead_proto::{Code, NodeId};
 use bulkhead_raft::Members;
@@ -108,23 +107,13 @@ pub(super) fn revoke(
     Ok(gone(state, operator, now_ms)?.into())
 }
 
-/// The record goes, its tasks are lost, and its keys are dead.
+/// The node goes with all that is of it.
 fn gone(state: &State, node: &Node, now_ms: i64) -> Result<Plan, Status> {
     let id = NodeId::try_from(node.id())
         .map_err(|error| crate::refusal::internal("holds a malformed node", &error))?;
     let mut plan = Plan::about(&node.id).unless_changed(node);
-    plan.changes.extend(removal::of_node(state, id, now_ms));
-    for key in &node.keys {
-        plan = plan.with(change::Change::AddTombstone(AddTombstone {
-            tombstone: Some(Tombstone {
-                key_id: key.key_id.clone(),
-                node_id: node.id.clone(),
-                removed_at: now_ms,
-                ..Default::default()
-            }),
-        }));
-    }
-    Ok(plan.delete(node))
+    plan.changes = removal::whole(state, id, node, now_ms);
+    Ok(plan)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use bulkhead_proto::wire::{
     BlobChunk, FetchBlobRequest, LivenessReport, LogUp, PushLogsResponse, RenewRequest, RenewResponse,
-    SessionDown, SessionUp, WorkerAge,
+    SessionDown, SessionUp, WithdrawRequest, WithdrawResponse, WorkerAge,
 };
 use bulkhead_proto::{Code, limits};
 use bulkhead_raft::Replica;
@@ -28,14 +28,17 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::authz::Principal;
-use crate::ca::EnrolmentService;
+use crate::ca::renewal::unchanged;
+use crate::ca::{EnrolmentService, request_id};
 use crate::freshness::Fresh;
 use crate::key_ring::KeyRing;
 use crate::leader::Signs;
+use crate::orchestrator::removal;
 use crate::peers::Peers;
 use crate::proposer::Proposer;
-use crate::refusal::refuse;
+use crate::refusal::{not_proposed, refuse};
 use crate::registry::{self, Registry};
+use crate::view;
 
 pub use reports::{Committer, Reports, reports};
 pub use sessions::{LogParts, Sessions};
@@ -44,6 +47,8 @@ pub use sessions::{LogParts, Sessions};
 const DOWN: usize = 16;
 /// The first part of a log names its stream within this time.
 const FIRST_PART: Duration = Duration::from_secs(5);
+/// A withdrawal that other changes of the node overtook is planned anew this often.
+const WITHDRAWALS: usize = 5;
 /// How often a follower tells the leader of the workers that it hears. A worker's time is five of it.
 const REPORT: Duration = Duration::from_millis(250);
 
@@ -141,6 +146,40 @@ impl Dispatcher for DispatcherService {
         let caller = Principal::of(&request)?;
         Ok(Response::new(
             self.0.enrolment.renew(&caller, request.into_inner()).await?,
+        ))
+    }
+
+    async fn withdraw(
+        &self,
+        request: Request<WithdrawRequest>,
+    ) -> Result<Response<WithdrawResponse>, Status> {
+        let caller = Principal::of(&request)?;
+        let (subject, _) = caller.node_and_key()?;
+        let id = request_id(&request.get_ref().request_id)?;
+        for _ in 0..WITHDRAWALS {
+            let state = self.0.replica.state();
+            let Some(node) = view::node(&state, subject.node) else {
+                return Ok(Response::new(WithdrawResponse { index: state.index() }));
+            };
+            let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
+            let changes = removal::whole(&state, subject.node, node, now);
+            let outcome = self
+                .0
+                .proposer
+                .client(&caller.actor, id, vec![unchanged(node)], changes)
+                .await
+                .map_err(|error| not_proposed(&error))?;
+            // Overtaken by a report or a placement, most likely: then it is planned again.
+            if outcome.rejection.is_none() {
+                tracing::info!(target: "audit", node = %subject.node, "this worker left the cluster");
+                return Ok(Response::new(WithdrawResponse { index: outcome.index }));
+            }
+        }
+        Err(refuse(
+            Code::Conflict,
+            tonic::Code::Aborted,
+            "the node changed again and again meanwhile",
+            "try again",
         ))
     }
 

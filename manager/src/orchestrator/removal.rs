@@ -1,15 +1,36 @@
-//! What the removal of a node means for its tasks.
+//! What the removal of a node means: for its record, its keys and its tasks.
 
 use bulkhead_proto::NodeId;
-use bulkhead_proto::wire::{self, object::Object as Any};
+use bulkhead_proto::wire::{self, AddTombstone, Tombstone, change::Change, object::Object as Any};
 use bulkhead_raft::state::{Key, State};
 
 use super::plan::Step;
 use super::task;
 
+/// The record goes, its tasks are lost, and its keys are dead.
+pub fn whole(state: &State, id: NodeId, node: &wire::Node, now_ms: i64) -> Vec<wire::Change> {
+    let dead = node.keys.iter().map(|key| {
+        Change::AddTombstone(AddTombstone {
+            tombstone: Some(Tombstone {
+                key_id: key.key_id.clone(),
+                node_id: node.id.clone(),
+                removed_at: now_ms,
+                ..Default::default()
+            }),
+        })
+    });
+    let gone = Change::Delete(Key::new(wire::Kind::Node, *id.as_bytes()).to_wire());
+    let mut changes = of_node(state, id, now_ms);
+    changes.extend(
+        dead.chain([gone])
+            .map(|change| wire::Change { change: Some(change) }),
+    );
+    changes
+}
+
 /// The changes that call the node's live tasks lost. In one transaction with the node's deletion they leave no task
 /// on a node that is gone; without them the deletion is refused.
-pub fn of_node(state: &State, node: NodeId, now_ms: i64) -> Vec<wire::Change> {
+pub(super) fn of_node(state: &State, node: NodeId, now_ms: i64) -> Vec<wire::Change> {
     let mut step = Step::default();
     let key = Key::new(wire::Kind::Node, *node.as_bytes());
     for object in state.referrers(key, wire::Kind::Task) {

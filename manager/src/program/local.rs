@@ -54,10 +54,6 @@ impl local_server::Local for LocalService {
                 status.detail = detail;
             }
             View::Entering => status.set_phase(Phase::Joining),
-            View::Left => {
-                status.set_phase(Phase::Stopped);
-                "it left the cluster; delete the data folder to use it again".clone_into(&mut status.detail);
-            }
             View::Member(member) => {
                 let voter = member.replica.members().voters.contains(&member.replica.member());
                 status.set_phase(if voter { Phase::Member } else { Phase::Joining });
@@ -117,7 +113,10 @@ impl local_server::Local for LocalService {
         Ok(Response::new(ReceiverStream::new(progress).map(Ok).boxed()))
     }
 
-    async fn leave(&self, _: Request<wire::LeaveRequest>) -> Result<Response<wire::LeaveResponse>, Status> {
+    async fn leave(
+        &self,
+        request: Request<wire::LeaveRequest>,
+    ) -> Result<Response<wire::LeaveResponse>, Status> {
         let View::Member(member) = self.0.stage.view() else {
             return Err(refuse(
                 Code::NotMember,
@@ -126,9 +125,15 @@ impl local_server::Local for LocalService {
                 "nothing is to be done",
             ));
         };
-        super::leaving::leave(&member).await?;
-        self.0.stage.left();
-        Ok(Response::new(wire::LeaveResponse {}))
+        let told = match super::leaving::leave(&member).await {
+            Err(refusal) if !request.get_ref().force => return Err(refusal),
+            told => told.is_ok(),
+        };
+        tracing::info!(target: "audit", told, "this manager has left its cluster");
+        let name = member.keys(|keys| keys.name.clone());
+        // The answer is under way before the servers end: they end what they began.
+        member.left.cancel();
+        Ok(Response::new(wire::LeaveResponse { told, name }))
     }
 }
 
@@ -152,11 +157,6 @@ fn taken(view: View) -> Status {
             Code::NotReady,
             "this manager is entering a cluster now",
             "wait for it",
-        ),
-        View::Left => (
-            Code::AlreadyMember,
-            "this manager left its cluster",
-            "use an empty data folder",
         ),
         View::Empty { .. } | View::Member(_) => (
             Code::AlreadyMember,

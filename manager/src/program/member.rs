@@ -66,6 +66,20 @@ impl Machine {
         self.data.join("images")
     }
 
+    /// Removes what is of a membership, and says how that went. First the keys: without them nobody reads the rest.
+    pub(super) fn forget(&self) -> String {
+        let removed = std::fs::remove_file(self.keys())
+            .and_then(|()| std::fs::remove_dir_all(self.store()))
+            .and_then(|()| std::fs::remove_dir_all(self.images()));
+        match removed {
+            Ok(()) => "it left its cluster, and kept nothing of it".to_owned(),
+            Err(error) => {
+                tracing::error!(%error, data = %self.data.display(), "not everything of the cluster was removed");
+                format!("it left its cluster; empty the data folder before it enters another ({error})")
+            }
+        }
+    }
+
     pub(super) fn now_ms(&self) -> i64 {
         i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX)
     }
@@ -83,6 +97,8 @@ pub(super) struct Member {
     pub(super) gate: Gate,
     pub(super) key_ring: KeyRing,
     pub(super) advertise: String,
+    /// Cancelled once the cluster counts on this manager no more: then everything ends, and is forgotten.
+    pub(super) left: CancellationToken,
     /// Connections of the local socket, which this member serves along with its own API.
     pub(super) local: mpsc::Sender<LocalConnection>,
     keys: Mutex<KeyFile>,
@@ -305,6 +321,7 @@ impl Member {
             gate,
             key_ring,
             advertise,
+            left: CancellationToken::new(),
             local,
             keys: Mutex::new(keys),
         });

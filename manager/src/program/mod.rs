@@ -159,6 +159,13 @@ async fn resume(program: &Arc<Program>) -> Result<(), ProgramError> {
     Ok(())
 }
 
+/// Why a member ends.
+enum End {
+    Stop,
+    Left,
+    Failure(ProgramError),
+}
+
 impl Program {
     /// Starts as a member and looks after it until the program ends.
     async fn start(self: &Arc<Self>, keys: KeyFile) -> Result<Arc<Member>, ProgramError> {
@@ -172,21 +179,28 @@ impl Program {
         });
         let (program, watched) = (self.clone(), member.clone());
         self.work.spawn(async move {
-            let failure = tokio::select! {
+            let end = tokio::select! {
                 biased;
-                () = program.stop.cancelled() => None,
-                fatal = watched.replica.stopped() => Some(ProgramError::Stopped(fatal)),
-                name = tasks.ended_early() => Some(ProgramError::Piece(name)),
+                () = program.stop.cancelled() => End::Stop,
+                () = watched.left.cancelled() => End::Left,
+                fatal = watched.replica.stopped() => End::Failure(ProgramError::Stopped(fatal)),
+                name = tasks.ended_early() => End::Failure(ProgramError::Piece(name)),
             };
+            let left = matches!(end, End::Left);
             // Whatever was asked to end by the stop may be seen here first.
-            if let Some(error) = failure.filter(|_| !program.stop.is_cancelled()) {
+            if let End::Failure(error) = end
+                && !program.stop.is_cancelled()
+            {
                 let _ending = program.failed.try_send(error); // a full queue has a reason to end already
             }
-            if watched.replica.leadership().borrow().leading.is_some() {
+            if !left && watched.replica.leadership().borrow().leading.is_some() {
                 watched.replica.hand_over(None).await;
             }
             tasks.end().await;
             watched.replica.shutdown().await;
+            if left {
+                program.stage.left(&watched.machine.forget());
+            }
         });
         Ok(member)
     }
@@ -218,7 +232,7 @@ where
         let Some(Ok(connection)) = connection else { return };
         let server = match program.stage.view() {
             View::Member(member) => member.local.clone(),
-            View::Empty { .. } | View::Entering | View::Left => waiting.clone(),
+            View::Empty { .. } | View::Entering => waiting.clone(),
         };
         // A caller that finds the queue full is turned away; it tries again.
         let _full = server.try_send(connection);

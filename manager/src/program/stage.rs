@@ -1,4 +1,4 @@
-//! Where a manager program stands: in no cluster, entering one, a member, or out again.
+//! Where a manager program stands: in no cluster, entering one, or a member.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +9,6 @@ pub(super) enum Stage {
     Empty { detail: String },
     Entering,
     Member(Arc<Member>),
-    Left,
 }
 
 /// The stage, as it is now.
@@ -17,7 +16,6 @@ pub(super) enum View {
     Empty { detail: String },
     Entering,
     Member(Arc<Member>),
-    Left,
 }
 
 /// One program's stage. Only one entry is under way at a time.
@@ -37,7 +35,6 @@ impl Stages {
             },
             Stage::Entering => View::Entering,
             Stage::Member(member) => View::Member(member.clone()),
-            Stage::Left => View::Left,
         }
     }
 
@@ -56,8 +53,11 @@ impl Stages {
         Err(self.view())
     }
 
-    pub(super) fn left(&self) {
-        *self.lock() = Stage::Left;
+    /// The member is no more: the program may enter a cluster again.
+    pub(super) fn left(&self, detail: &str) {
+        *self.lock() = Stage::Empty {
+            detail: detail.to_owned(),
+        };
     }
 
     fn lock(&self) -> MutexGuard<'_, Stage> {

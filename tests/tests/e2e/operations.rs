@@ -1,5 +1,7 @@
 //! What an operator does with a running cluster, each through the command line.
 
+use std::fs;
+
 use bulkhead_tests::{Follow, Lab, eventually, may_run, text};
 use serde_json::Value;
 
@@ -8,7 +10,7 @@ fn a_cluster_is_operated() {
     if !may_run() {
         return;
     }
-    let lab = Lab::up(1, 3);
+    let lab = Lab::up(3, 3);
     lab.pack("web:1");
     lab.ok("service create -d --name web --replicas 2 --publish 8080:80 web:1");
     lab.until_running("web", 2);
@@ -18,6 +20,7 @@ fn a_cluster_is_operated() {
     labels_and_constraints_decide_where(&lab);
     a_node_is_drained(&lab);
     a_worker_leaves(&lab);
+    a_manager_leaves_and_joins_again(&lab);
     operators_come_and_go(&lab);
     images_are_shown_and_removed(&lab);
 }
@@ -154,20 +157,44 @@ fn a_worker_leaves(lab: &Lab) {
         .refused(1, "BH-E0064")
         .says(&format!("node drain {node}"));
     lab.ok(&format!("node drain {node}"));
-    lab.ok(&leave);
-    eventually("it is in no cluster", || {
-        let nodes = lab.ok("node ls");
-        let gone = !lab
-            .list("node ls --filter state=ready")
-            .iter()
-            .any(|one| one["name"] == node.as_str());
-        gone.then_some(()).ok_or(nodes)
-    });
+    lab.run(&leave).says(&format!("{node} has left the cluster"));
+    assert!(!lab.ok("node ls").contains(&node), "the cluster lists it no more");
     assert!(
         !lab.data(&node).join("worker/node.key").exists(),
         "its key is gone"
     );
     lab.until_running("web", 2);
+}
+
+fn a_manager_leaves_and_joins_again(lab: &Lab) {
+    let leader = lab.leader();
+    let node = lab
+        .nodes()
+        .into_iter()
+        .find(|node| node.starts_with("manager") && *node != leader)
+        .expect("a follower");
+    let socket = lab.socket(&node);
+    let address = text(&lab.json(&format!("node inspect {node}"))[0], "address");
+    let ticket = lab.folder().join("manager.ticket");
+    fs::write(&ticket, lab.ok("cluster ticket create --role manager")).expect("a file");
+    lab.run(&format!("cluster leave -y --socket {}", socket.display()))
+        .says(&format!("{node} has left the cluster"));
+    assert!(!lab.ok("node ls").contains(&node), "the cluster lists it no more");
+    eventually("nothing of the cluster is kept", || {
+        let kept = ["keys", "raft", "images"].map(|name| lab.data(&node).join(name).exists());
+        (kept == [false; 3]).then_some(()).ok_or(format!("{kept:?}"))
+    });
+    let leader = text(&lab.json(&format!("node inspect {leader}"))[0], "address");
+    let join = format!(
+        "cluster join --socket {} --ticket-file {} --listen {address} --advertise {address} --name {node} {leader}",
+        socket.display(),
+        ticket.display()
+    );
+    eventually("it joins again", || {
+        let answer = lab.run(&join);
+        (answer.code == 0).then_some(()).ok_or_else(|| answer.whole())
+    });
+    lab.until(&node, "ready");
 }
 
 fn operators_come_and_go(lab: &Lab) {
@@ -181,14 +208,14 @@ fn operators_come_and_go(lab: &Lab) {
         .refused(1, "BH-E0011");
     lab.ok(&format!("context import bob {file}"));
     assert!(lab.ok("context ls").contains("bob"));
-    assert!(lab.ok("--context bob node ls").contains("worker-1"));
+    assert!(lab.ok("--context bob node ls").contains("manager-1"));
     assert!(lab.ok("operator ls").contains("bob"));
     lab.ok("operator revoke -y bob");
     let refused = lab.run("--context bob node ls");
     assert_eq!(refused.code, 8, "{}", refused.whole());
     assert!(!refused.out.contains("worker"), "{}", refused.whole());
     lab.ok("context rm -y bob");
-    assert!(lab.ok("node ls").contains("worker-1"), "the others go on");
+    assert!(lab.ok("node ls").contains("manager-1"), "the others go on");
 }
 
 fn images_are_shown_and_removed(lab: &Lab) {

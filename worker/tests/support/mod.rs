@@ -409,6 +409,14 @@ impl Dispatcher for Shared {
         }))
     }
 
+    async fn withdraw(
+        &self,
+        request: Request<wire::WithdrawRequest>,
+    ) -> Result<Response<wire::WithdrawResponse>, Status> {
+        caller(&request)?;
+        Ok(Response::new(wire::WithdrawResponse { index: 1 }))
+    }
+
     async fn push_logs(
         &self,
         request: Request<Streaming<wire::LogUp>>,
