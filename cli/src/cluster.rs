@@ -1,5 +1,6 @@
 //! `cluster`: making, joining, leaving and looking at the cluster itself.
 
+mod ca;
 pub(crate) mod join;
 mod status;
 pub(crate) mod ticket;
@@ -42,6 +43,11 @@ pub(crate) enum ClusterVerb {
     },
     /// Shows the cluster on one screen
     Status,
+    /// Changes settings of the cluster
+    Update(ca::Update),
+    /// Shows and rotates the root of all certificates
+    #[command(subcommand)]
+    Ca(ca::CaVerb),
     /// Makes, lists and revokes tickets, which let others join
     #[command(subcommand)]
     Ticket(ticket::TicketVerb),
@@ -89,6 +95,8 @@ pub(crate) async fn run(verb: ClusterVerb, app: &mut App<'_>) -> Result<Exit, Re
         ClusterVerb::Join(options) => join::run(options, app).await,
         ClusterVerb::Leave { force } => leave(force, app).await,
         ClusterVerb::Status => status::run(app).await,
+        ClusterVerb::Update(options) => ca::update(options, app).await,
+        ClusterVerb::Ca(verb) => ca::run(verb, app).await,
         ClusterVerb::Ticket(verb) => ticket::run(verb, app).await,
         ClusterVerb::JoinToken { role } => ticket::create(ticket::Create::plain(role), app).await,
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::local_client::LocalClient;
 use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest};
-use bulkhead_proto::{Code, limits};
+use bulkhead_proto::{Code, KeyId, limits};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
@@ -17,6 +17,7 @@ use tonic::{Response, Status};
 use bulkhead_identity::tls::{self, Expect};
 
 use crate::context::{Context, reorder};
+use crate::follow::{come_back_by_key, follow};
 use crate::refusal::{Refusal, from_status};
 
 /// A manager that says nothing for this long is passed over for the next.
@@ -83,6 +84,8 @@ pub(crate) struct Connection {
     chosen: Option<usize>,
     /// Where the search begins.
     next: usize,
+    /// The key that it speaks with. `None`: a socket.
+    key: Option<KeyId>,
     /// Where to remember who answered. `None`: a socket, which is one program, so there is nobody else to ask.
     context: Option<Context>,
 }
@@ -106,6 +109,7 @@ impl Connection {
             endpoints: addresses.iter().map(endpoint).collect::<Result<_, _>>()?,
             chosen: None,
             next: 0,
+            key: Some(identity.current().certificate.key_id()),
             context: Some(context),
         })
     }
@@ -129,6 +133,7 @@ impl Connection {
             endpoints: vec![Endpoint { address, channel }],
             chosen: Some(0),
             next: 0,
+            key: None,
             context: None,
         })
     }
@@ -212,6 +217,13 @@ impl Connection {
         .await
     }
 
+    /// Looks for a manager anew with the next call, as a new command does.
+    pub(crate) fn look_again(&mut self) {
+        if self.context.is_some() {
+            self.chosen = None;
+        }
+    }
+
     fn client(&self, at: usize) -> Control {
         ControlClient::new(self.endpoints[at].channel.clone())
             .max_decoding_message_size(limits::MESSAGE_BYTES)
@@ -230,6 +242,39 @@ impl Connection {
         if let Some(at) = self.chosen {
             return Ok(at);
         }
+        match self.look().await {
+            Err(refusal) if self.came_back(&refusal).await => self.look().await,
+            found => found,
+        }
+    }
+
+    /// Where the certificate was turned away, its root may have been rotated away: speaks with the newer one that another
+    /// command got meanwhile, or comes back by the operator's key.
+    async fn came_back(&mut self, refusal: &Refusal) -> bool {
+        let Some(context) = self.context.clone() else {
+            return false;
+        };
+        let turned_away = refusal.says("fatal alert") || refusal.says("rotated away");
+        let on_disk = context
+            .identity()
+            .ok()
+            .map(|it| it.current().certificate.key_id());
+        if on_disk == self.key {
+            let addresses: Vec<String> = self.endpoints.iter().map(|it| it.address.clone()).collect();
+            if !turned_away || come_back_by_key(&context, &addresses).await.is_none() {
+                return false;
+            }
+        }
+        match Self::through(context) {
+            Ok(again) => {
+                *self = again;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    async fn look(&mut self) -> Result<usize, Refusal> {
         let count = self.endpoints.len();
         let (mut stale, mut reasons) = (None, Vec::new());
         for at in (0..count).map(|step| (self.next + step) % count) {
@@ -241,6 +286,15 @@ impl Connection {
                     if !status.stale {
                         self.chosen = Some(at);
                         self.remember(at, &status);
+                        if let Some(context) = self.context.clone()
+                            && follow(&context, self.endpoints[at].channel.clone(), &status).await
+                        {
+                            // From here on with the new certificate, to the same manager.
+                            let address = std::mem::take(&mut self.endpoints[at].address);
+                            *self = Self::through(context)?;
+                            self.chosen = self.endpoints.iter().position(|it| it.address == address);
+                            return Ok(self.chosen.unwrap_or(0));
+                        }
                         return Ok(at);
                     }
                     stale = stale.or(Some(at));

@@ -6,8 +6,9 @@
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use bulkhead_identity::{Identity, Key};
+use bulkhead_identity::{Credentials, Identity, Key};
 use bulkhead_proto::ClusterId;
 use bulkhead_proto::wire::EnrolResponse;
 
@@ -182,7 +183,12 @@ impl Context {
         self.keep_managers(&key::save(&self.key_file(), key, answer)?)
     }
 
-    /// Takes a key file over.
+    /// Takes up other credentials of the same operator, and gives them.
+    pub(crate) fn replace(&self, credentials: Credentials) -> Result<Arc<Credentials>, Refusal> {
+        key::replace(&self.key_file(), credentials)
+    }
+
+    /// Takes over another operator's key file.
     pub(crate) fn import(&self, from: &Path) -> Result<(), Refusal> {
         self.keep_managers(&key::copy(from, &self.key_file())?)
     }

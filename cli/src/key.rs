@@ -57,6 +57,7 @@ pub(crate) fn save(path: &Path, key: Key, answer: &EnrolResponse) -> Result<Vec<
     let credentials = Credentials {
         key,
         certificate,
+        chain: answer.chain.clone(),
         bundle,
     };
     write(
@@ -65,6 +66,18 @@ pub(crate) fn save(path: &Path, key: Key, answer: &EnrolResponse) -> Result<Vec<
         answer.name.clone(),
         answer.managers.clone(),
     )
+}
+
+/// Puts other credentials of the same operator into the file.
+pub(crate) fn replace(path: &Path, credentials: Credentials) -> Result<Arc<Credentials>, Refusal> {
+    let file = read(path)?;
+    let credentials = Arc::new(credentials);
+    let fits = Identity::new(credentials.clone()).map_err(|e| damaged(path, &e.to_string()))?;
+    if fits.subject() != file.subject() {
+        return Err(damaged(path, "the new certificate is another operator's"));
+    }
+    write(path, credentials.clone(), file.name, file.managers)?;
+    Ok(credentials)
 }
 
 /// Copies another operator's key file; answers the managers' addresses.

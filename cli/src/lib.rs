@@ -16,6 +16,7 @@ mod dev;
 mod events;
 mod explain;
 mod field;
+mod follow;
 mod health;
 mod key;
 mod node;

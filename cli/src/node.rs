@@ -1,5 +1,6 @@
 //! `node`: the machines of the cluster, managers and workers.
 
+use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     Availability, ClusterStatus, Label, ListRequest, ListTasksRequest, Node, NodeStatus, RemoveRequest, Role,
     TaskState, UpdateNodeRequest,
@@ -221,6 +222,7 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
                     word("availability"),
                     node.address.clone(),
                     leader.into(),
+                    text::distance(issued_at(node), now),
                     text::distance(not_after(node), now),
                     node.description
                         .as_ref()
@@ -240,6 +242,7 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
             "AVAILABILITY",
             "ADDRESS",
             "LEADER",
+            "RENEWED",
             "CERTIFICATE ENDS",
             "VERSION",
         ],
@@ -273,6 +276,14 @@ pub(crate) fn absent(place: &str, noun: &str) -> Refusal {
 
 fn not_after(node: &Node) -> i64 {
     node.keys.iter().map(|key| key.not_after).max().unwrap_or(0)
+}
+
+/// When the newest certificate was issued; it starts a little before.
+fn issued_at(node: &Node) -> i64 {
+    let backdate = i64::try_from(limits::CERTIFICATE_BACKDATE.as_millis()).unwrap_or(0);
+    node.keys
+        .last()
+        .map_or(0, |key| key.not_before.saturating_add(backdate))
 }
 
 fn state(node: &Node) -> &'static str {
@@ -320,6 +331,7 @@ pub(crate) fn json(node: &Node, status: &ClusterStatus) -> Value {
         "member_id": node.member_id,
         "labels": text::labels(&node.labels),
         "certificate_not_after": text::time(not_after(node)),
+        "certificate_issued_at": text::time(issued_at(node)),
         "keys": node.keys.iter().map(|key| json!({
             "key_id": hex(&key.key_id),
             "not_before": text::time(key.not_before),

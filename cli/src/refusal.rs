@@ -41,6 +41,11 @@ impl Refusal {
         &self.reason
     }
 
+    /// Whether its reason has these words.
+    pub(crate) fn says(&self, words: &str) -> bool {
+        self.reason.contains(words)
+    }
+
     /// How the command ends.
     pub fn exit(&self) -> Exit {
         self.code.exit()

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use bulkhead_proto::limits::ROOT_VALIDITY;
-use bulkhead_proto::{ClusterId, Role};
+use bulkhead_proto::{ClusterId, KeyId, Role};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo, date_time_ymd,
@@ -59,8 +59,9 @@ impl Authority {
             .distinguished_name
             .push(DnType::OrganizationName, cluster.to_string());
         // Roots that follow each other have names of their own, so that a chain has one issuer.
-        let name = format!("root {}", &key.key_id().to_string()[..16]);
-        params.distinguished_name.push(DnType::CommonName, name);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, root_name(key.key_id()));
         // One level below: the cross-certificate of a rotation.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -95,6 +96,36 @@ impl Authority {
     /// The cluster that it signs for.
     pub fn cluster(&self) -> ClusterId {
         self.root.cluster()
+    }
+
+    /// Certifies the key of the root that follows this one, for those who know only this one yet: the cross-certificate
+    /// of a rotation. It is valid while both roots are.
+    ///
+    /// # Errors
+    /// Where the other root is of another cluster, or one of them is over.
+    pub fn cross(&self, next: &Root, now_ms: i64) -> Result<Vec<u8>, IssueError> {
+        if next.cluster() != self.cluster() {
+            return Err(IssueError::Cluster(self.cluster()));
+        }
+        let x509 = crate::certificate::parse(next.der()).map_err(RootError::from)?;
+        let end = next.not_after_ms().min(self.root.not_after_ms());
+        let mut params = params(now_ms, end)?;
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, next.cluster().to_string());
+        params
+            .distinguished_name
+            .push(DnType::CommonName, root_name(next.key_id()));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.use_authority_key_identifier_extension = true;
+        let public = SubjectPublicKeyInfo::from_der(x509.public_key().raw)?;
+        let der = params.signed_by(&public, &self.issuer)?.der().to_vec();
+        // Whoever follows the chain compares names byte by byte.
+        match crate::certificate::parse(&der) {
+            Ok(cross) if cross.subject().as_raw() == x509.subject().as_raw() => Ok(der),
+            _ => Err(RootError::Name.into()),
+        }
     }
 
     /// Signs a leaf of the profile.
@@ -146,6 +177,11 @@ impl fmt::Debug for Authority {
             .field("root", &self.root)
             .finish_non_exhaustive()
     }
+}
+
+/// The name of the root with this key.
+fn root_name(key: KeyId) -> String {
+    format!("root {}", &key.to_string()[..16])
 }
 
 /// Parameters with a fresh serial number, these times, and nothing else.

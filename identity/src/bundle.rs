@@ -19,7 +19,7 @@ use crate::tls::provider;
 /// Roots in one bundle: the old, the new, and room for a rotation that was cut short.
 pub const ROOTS: usize = 4;
 /// Certificates between leaf and root: the cross-certificate of a rotation.
-const INTERMEDIATES: usize = 1;
+pub(crate) const INTERMEDIATES: usize = 1;
 
 /// A root certificate that fits the profile: self-signed, of one cluster, for signing certificates.
 #[derive(Clone)]
@@ -27,6 +27,8 @@ pub struct Root {
     der: CertificateDer<'static>,
     cluster: ClusterId,
     key_id: KeyId,
+    /// DER of its name.
+    name: Vec<u8>,
     not_after_ms: i64,
 }
 
@@ -69,8 +71,14 @@ impl Root {
             der: CertificateDer::from(der.to_vec()),
             cluster,
             key_id: KeyId::of_spki(x509.public_key().raw),
+            name: x509.subject().as_raw().to_vec(),
             not_after_ms,
         })
+    }
+
+    /// Whether this certificate names it as its issuer. That it signed it is for the handshake to prove.
+    pub fn is_issuer_of(&self, certificate: &Certificate) -> bool {
+        self.name == certificate.issuer
     }
 
     /// The certificate itself.
@@ -197,6 +205,16 @@ impl Bundle {
     /// Whose roots they are.
     pub fn cluster(&self) -> ClusterId {
         self.roots[0].cluster
+    }
+
+    /// The ids of the roots' keys.
+    pub fn key_ids(&self) -> Vec<Vec<u8>> {
+        self.roots.iter().map(|root| root.key_id.to_wire()).collect()
+    }
+
+    /// The root that this certificate names as its issuer, if it is one of these.
+    pub fn issuer_of(&self, certificate: &Certificate) -> Option<&Root> {
+        self.roots.iter().find(|root| root.is_issuer_of(certificate))
     }
 
     /// Checks the certificate of a server: chain, validity, profile, role manager, this cluster.

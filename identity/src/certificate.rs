@@ -51,6 +51,8 @@ pub struct Certificate {
     der: Vec<u8>,
     pub(crate) subject: Subject,
     key_id: KeyId,
+    /// DER of the issuer's name. Roots of one cluster have different names.
+    pub(crate) issuer: Vec<u8>,
     serial: [u8; SERIAL_BYTES],
     not_before_ms: i64,
     not_after_ms: i64,
@@ -108,6 +110,7 @@ impl Certificate {
             der: der.to_vec(),
             subject,
             key_id: KeyId::of_spki(x509.public_key().raw),
+            issuer: x509.issuer().as_raw().to_vec(),
             serial: x509.raw_serial().try_into().map_err(|_| ProfileError::Serial)?,
             not_before_ms,
             not_after_ms,

@@ -6,7 +6,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
-use crate::{Bundle, Certificate, Key, Subject, tls};
+use crate::bundle::INTERMEDIATES;
+use crate::certificate::CERTIFICATE_BYTES;
+use crate::{Bundle, Certificate, Key, KeyError, Subject, tls};
 
 /// Key, certificate and trust bundle: they change together.
 #[derive(Debug)]
@@ -15,8 +17,25 @@ pub struct Credentials {
     pub key: Key,
     /// Its certificate.
     pub certificate: Certificate,
+    /// Certificates between it and an older root, DER: at most the cross-certificate of a rotation.
+    pub chain: Vec<Vec<u8>>,
     /// The roots of the cluster.
     pub bundle: Bundle,
+}
+
+impl Credentials {
+    /// The same key and certificate with other roots.
+    ///
+    /// # Errors
+    /// Where the key cannot be copied.
+    pub fn with_bundle(&self, bundle: Bundle) -> Result<Self, KeyError> {
+        Ok(Self {
+            key: Key::from_pkcs8(self.key.pkcs8())?,
+            certificate: self.certificate.clone(),
+            chain: self.chain.clone(),
+            bundle,
+        })
+    }
 }
 
 /// Parts that do not belong together.
@@ -28,6 +47,9 @@ pub enum CredentialsError {
     /// The certificate is another cluster's than the roots.
     #[error("certificate and roots are of different clusters")]
     Cluster,
+    /// More, or longer, than the cross-certificate of a rotation.
+    #[error("a chain has at most one certificate between leaf and root")]
+    Chain,
     /// The swap would make this another node.
     #[error("new credentials must be of the same cluster, node and role")]
     Subject,
@@ -43,7 +65,7 @@ pub struct Identity {
 struct Shared {
     subject: Subject,
     live: RwLock<Live>,
-    changed: watch::Sender<()>,
+    changed: watch::Sender<u64>,
 }
 
 /// Credentials with the configurations made of them.
@@ -61,6 +83,10 @@ impl Live {
         if credentials.certificate.subject().cluster != credentials.bundle.cluster() {
             return Err(CredentialsError::Cluster);
         }
+        let chain = &credentials.chain;
+        if chain.len() > INTERMEDIATES || chain.iter().any(|der| der.len() > CERTIFICATE_BYTES) {
+            return Err(CredentialsError::Chain);
+        }
         let server = Arc::new(tls::server_config(&credentials));
         Ok(Self { credentials, server })
     }
@@ -75,7 +101,7 @@ impl Identity {
         let credentials = credentials.into();
         let subject = credentials.certificate.subject();
         let live = RwLock::new(Live::new(credentials)?);
-        let (changed, _) = watch::channel(());
+        let (changed, _) = watch::channel(0);
         Ok(Self {
             shared: Arc::new(Shared {
                 subject,
@@ -96,7 +122,7 @@ impl Identity {
         }
         let live = Live::new(credentials)?;
         *self.shared.live.write().unwrap_or_else(PoisonError::into_inner) = live;
-        self.shared.changed.send_replace(());
+        self.shared.changed.send_modify(|count| *count += 1);
         Ok(())
     }
 
@@ -110,8 +136,8 @@ impl Identity {
         self.shared.subject
     }
 
-    /// Wakes after each [`replace`](Self::replace); then ask for [`current`](Self::current).
-    pub fn changed(&self) -> watch::Receiver<()> {
+    /// Counts the [replacements](Self::replace), and wakes after each; then ask for [`current`](Self::current).
+    pub fn changed(&self) -> watch::Receiver<u64> {
         self.shared.changed.subscribe()
     }
 

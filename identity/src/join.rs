@@ -378,6 +378,7 @@ impl Joiner<'_> {
                     credentials: Credentials {
                         key,
                         certificate,
+                        chain: answer.chain,
                         bundle,
                     },
                     name: answer.name.clone(),
@@ -586,6 +587,13 @@ mod tests {
                 name: "n9".into(),
                 ..Default::default()
             }))
+        }
+
+        async fn r#return(
+            &self,
+            _: Request<bulkhead_proto::wire::ReturnRequest>,
+        ) -> Result<Response<EnrolResponse>, Status> {
+            Err(Status::unimplemented(""))
         }
     }
 

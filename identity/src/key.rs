@@ -27,7 +27,7 @@ pub enum KeyError {
     #[error("this is not a P-256 private key in PKCS#8; restore the key file, or join again")]
     Pkcs8,
     /// The request could not be signed.
-    #[error("the certificate request could not be signed")]
+    #[error("the request could not be signed")]
     Sign,
 }
 
@@ -70,6 +70,18 @@ impl Key {
         self.key_id
     }
 
+    /// A signature over this message: ECDSA with SHA-256, ASN.1.
+    ///
+    /// # Errors
+    /// Where signing fails.
+    pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let signature = self
+            .pair
+            .sign(&SystemRandom::new(), message)
+            .map_err(|_| KeyError::Sign)?;
+        Ok(signature.as_ref().to_vec())
+    }
+
     /// A certificate request (PKCS#10) that gives the public key, proves that we hold its private half, and asks for
     /// nothing: names are the cluster's to give.
     ///
@@ -101,16 +113,12 @@ impl rcgen::PublicKeyData for Key {
 
 impl rcgen::SigningKey for Key {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        let signature = self
-            .pair
-            .sign(&SystemRandom::new(), message)
-            .map_err(|_| rcgen::Error::RingUnspecified)?;
-        Ok(signature.as_ref().to_vec())
+        Key::sign(self, message).map_err(|_| rcgen::Error::RingUnspecified)
     }
 }
 
 /// Bytes of an uncompressed P-256 point (SEC 1 §2.3.3).
-const POINT_BYTES: usize = 65;
+pub(crate) const POINT_BYTES: usize = 65;
 
 /// SubjectPublicKeyInfo of a P-256 key up to its point (RFC 5480 §2): id-ecPublicKey, prime256v1.
 const SPKI_PREFIX: [u8; 26] = [

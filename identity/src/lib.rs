@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod bundle;
 pub mod certificate;
+pub mod comeback;
 mod credentials;
 pub mod csr;
 mod dial;

@@ -143,6 +143,13 @@ mod tests {
         async fn enrol(&self, _: Request<EnrolRequest>) -> Result<Response<EnrolResponse>, Status> {
             Err(Status::unimplemented(""))
         }
+
+        async fn r#return(
+            &self,
+            _: Request<bulkhead_proto::wire::ReturnRequest>,
+        ) -> Result<Response<EnrolResponse>, Status> {
+            Err(Status::unimplemented(""))
+        }
     }
 
     #[tokio::test]

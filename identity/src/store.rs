@@ -124,6 +124,8 @@ struct Record {
     managers: Vec<ManagerAddress>,
     #[prost(message, optional, tag = "6")]
     manager: Option<ManagerRecord>,
+    #[prost(bytes = "vec", repeated, tag = "7")]
+    chain: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -204,6 +206,7 @@ impl KeyFile {
             key: self.credentials.key.pkcs8().to_vec(),
             certificate: self.credentials.certificate.der().to_vec(),
             roots: self.credentials.bundle.ders(),
+            chain: self.credentials.chain.clone(),
             name: self.name.clone(),
             managers: self.managers.clone(),
             manager: self.manager.as_ref().map(|part| ManagerRecord {
@@ -279,6 +282,7 @@ fn decode(bytes: &[u8]) -> Result<KeyFile, &'static str> {
     let credentials = Arc::new(Credentials {
         key,
         certificate,
+        chain: std::mem::take(&mut record.chain),
         bundle,
     });
     Identity::new(credentials.clone())
@@ -455,6 +459,7 @@ mod tests {
         file.credentials = Arc::new(Credentials {
             key: other.key,
             certificate: ours.certificate,
+            chain: Vec::new(),
             bundle: ours.bundle,
         });
         assert!(decode(&file.encode()).is_err());

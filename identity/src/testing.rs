@@ -37,6 +37,7 @@ pub(crate) fn credentials(authority: &Authority, role: Role, node: u8) -> Creden
     Credentials {
         key,
         certificate: Certificate::from_der(&der).expect("our own certificate"),
+        chain: Vec::new(),
         bundle: bundle(authority),
     }
 }

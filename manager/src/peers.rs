@@ -20,12 +20,12 @@ use tonic::transport::Channel;
 use crate::proposer::{Forward, ForwardError};
 use crate::registry;
 
-/// Connections by member. A member whose address changed gets a new one; the exact node id is checked at connect, so
-/// an address that another machine took over leads nowhere.
+/// Connections by member. A member whose address changed gets a new one, and everyone does when this node's credentials
+/// changed; the exact node id is checked at connect, so an address that another machine took over leads nowhere.
 #[derive(Clone)]
 pub struct Dialer {
     identity: Identity,
-    channels: Arc<Mutex<HashMap<u64, (Member, Channel)>>>,
+    channels: Arc<Mutex<HashMap<u64, (Member, u64, Channel)>>>,
 }
 
 impl fmt::Debug for Dialer {
@@ -49,13 +49,14 @@ impl Dialer {
     /// [`DialError`] where the address is none.
     pub fn to(&self, id: u64, member: &Member) -> Result<Channel, DialError> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, channel)) = channels.get(&id)
-            && known == member
+        let credentials = *self.identity.changed().borrow();
+        if let Some((known, of, channel)) = channels.get(&id)
+            && (known, *of) == (member, credentials)
         {
             return Ok(channel.clone());
         }
         let channel = tls::channel(&self.identity, &member.address, Expect::Manager(member.node))?;
-        channels.insert(id, (member.clone(), channel.clone()));
+        channels.insert(id, (member.clone(), credentials, channel.clone()));
         Ok(channel)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_identity::comeback::Challenges;
 use bulkhead_identity::seam::{Clock, Entropy as _, SystemClock, SystemEntropy};
 use bulkhead_identity::ticket::TicketSecret;
 use bulkhead_identity::{Bundle, Certificate, Credentials, Identity, Key as IdentityKey, csr, tls};
@@ -76,6 +77,7 @@ pub(crate) fn identity(key: IdentityKey, certificate: &[u8], bundle: &Bundle) ->
     Identity::new(Credentials {
         key,
         certificate: Certificate::from_der(certificate).expect("the profile"),
+        chain: Vec::new(),
         bundle: bundle.clone(),
     })
     .expect("they belong together")
@@ -179,6 +181,7 @@ impl Manager {
             fresh.clone(),
             ca,
             clock.clone(),
+            Challenges::new().expect("random"),
         );
         let registry = Registry::open(folder.path(), Arc::new(peers.clone())).expect("a folder");
         let signs = Signs::default();

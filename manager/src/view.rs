@@ -1,8 +1,8 @@
 //! Typed looks at the replicated state: the object under an id, or nothing.
 
 use bulkhead_proto::wire::{
-    Cluster, Image, Kind, Node, Object, Role as WireRole, Secret, Service, ServiceSpec, Task, Ticket,
-    object::Object as Any,
+    Cluster, Image, Kind, Node, Object, Precondition, Role as WireRole, Secret, Service, ServiceSpec, Task,
+    Ticket, VersionIs, object::Object as Any, precondition::Precondition as Condition,
 };
 use bulkhead_proto::{ImageId, KeyId, NodeId, Role, SecretId, ServiceId, TaskId};
 use bulkhead_raft::state::{Key, State};
@@ -12,6 +12,17 @@ pub fn cluster(state: &State) -> Option<&Cluster> {
     match &state.list(Kind::Cluster).next()?.object {
         Some(Any::Cluster(cluster)) => Some(cluster),
         _ => None,
+    }
+}
+
+/// The cluster object is still as it was read.
+pub fn unchanged_cluster(cluster: &Cluster) -> Precondition {
+    let id = cluster.id.as_slice().try_into().unwrap_or_default();
+    Precondition {
+        precondition: Some(Condition::VersionIs(VersionIs {
+            object: Some(Key::new(Kind::Cluster, id).to_wire()),
+            version: cluster.meta.as_ref().map_or(0, |meta| meta.version),
+        })),
     }
 }
 

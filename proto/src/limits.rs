@@ -1,5 +1,6 @@
 //! Every bound and default of the product, once: code, command line and documents read this table.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Bytes of one gRPC message, encoded.
@@ -61,6 +62,16 @@ pub const OPERATOR_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(30 * 86_
 pub const ROOT_VALIDITY: Duration = Duration::from_secs(3_653 * 86_400);
 /// Certificates start this long before their issue, for clocks that lag.
 pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(60);
+/// A node certificate is valid for this long at least, and at most.
+pub const CERTIFICATE_VALIDITIES: RangeInclusive<Duration> =
+    Duration::from_secs(5 * 60)..=Duration::from_secs(365 * 86_400);
+/// How long after its certificate ended, or its root was rotated away, a node may come back by its committed key.
+pub const RETURN_GRACE: Duration = Duration::from_secs(30 * 86_400);
+/// How long a root rotation waits for nodes, unless told otherwise.
+pub const ROTATION_DEADLINE: Duration = Duration::from_secs(3_600);
+/// What it may be told.
+pub const ROTATION_DEADLINES: RangeInclusive<Duration> =
+    Duration::from_secs(10)..=Duration::from_secs(30 * 86_400);
 /// Lifetime of a ticket.
 pub const TICKET_VALIDITY: Duration = Duration::from_secs(3_600);
 /// Longest lifetime of a ticket.

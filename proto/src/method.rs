@@ -88,7 +88,7 @@ const JOINERS: Callers = Callers::of(&[
     Caller::Operator,
 ]);
 const WORKERS: Callers = Callers::of(&[Caller::Worker]);
-const NODES: Callers = Callers::of(&[Caller::Worker, Caller::Manager]);
+const CERTIFIED: Callers = Callers::of(&[Caller::Worker, Caller::Manager, Caller::Operator]);
 const MANAGERS: Callers = Callers::of(&[Caller::Manager]);
 const OPERATORS: Callers = Callers::of(&[Caller::Operator, Caller::Local]);
 const LOCAL: Callers = Callers::of(&[Caller::Local]);
@@ -112,13 +112,15 @@ impl Method {
     /// The table.
     const fn row(self) -> (Callers, Standing) {
         match self {
-            Method::EnrolmentGetRoot | Method::EnrolmentEnrol => (JOINERS, Standing::None),
+            Method::EnrolmentGetRoot | Method::EnrolmentEnrol | Method::EnrolmentReturn => {
+                (JOINERS, Standing::None)
+            }
 
             Method::DispatcherSession
             | Method::DispatcherFetchBlob
             | Method::DispatcherWithdraw
             | Method::DispatcherPushLogs => (WORKERS, Standing::Listed),
-            Method::DispatcherRenew => (NODES, Standing::Listed),
+            Method::DispatcherRenew => (CERTIFIED, Standing::Listed),
 
             Method::RaftAppend
             | Method::RaftVote
@@ -139,7 +141,10 @@ impl Method {
 
             Method::ControlGetClusterStatus => (OPERATORS, Standing::ListedMaybeStale),
 
-            Method::ControlListNodes
+            Method::ControlUpdateCluster
+            | Method::ControlRotateRoot
+            | Method::ControlGetRotation
+            | Method::ControlListNodes
             | Method::ControlUpdateNode
             | Method::ControlRemoveNode
             | Method::ControlCreateTicket
@@ -223,6 +228,13 @@ mod tests {
             .iter()
             .filter(|m| m.callers().contains(Caller::Anonymous))
             .collect();
-        assert_eq!(open, [&Method::EnrolmentGetRoot, &Method::EnrolmentEnrol]);
+        assert_eq!(
+            open,
+            [
+                &Method::EnrolmentGetRoot,
+                &Method::EnrolmentEnrol,
+                &Method::EnrolmentReturn
+            ]
+        );
     }
 }

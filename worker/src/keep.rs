@@ -2,7 +2,7 @@
 
 use bulkhead_identity::join::Enrolled;
 use bulkhead_identity::store::{KeyFile, StoreError};
-use bulkhead_identity::{Credentials, CredentialsError, Identity};
+use bulkhead_identity::{Bundle, BundleError, Credentials, CredentialsError, Identity, KeyError};
 use bulkhead_proto::{Role, wire};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +13,12 @@ pub enum KeepError {
     /// The file.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The roots.
+    #[error("the cluster's roots cannot be used")]
+    Roots(#[from] BundleError),
+    /// The key cannot be copied.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The credentials.
     #[error("these credentials cannot be used")]
     Credentials(#[from] CredentialsError),
@@ -86,6 +92,16 @@ impl Keep {
         let mut file = self.lock();
         file.managers = managers;
         Ok(file.save(&self.path)?)
+    }
+
+    /// Trusts these roots from now on; the certificate stays. Whether they are others than before.
+    pub fn trust(&self, roots: Vec<Vec<u8>>) -> Result<bool, KeepError> {
+        let current = self.identity.current();
+        if current.bundle.ders() == roots {
+            return Ok(false);
+        }
+        self.renew(current.with_bundle(Bundle::from_ders(roots)?)?)?;
+        Ok(true)
     }
 
     /// Takes up new credentials: on disk, then live. When that fails the old ones stay.

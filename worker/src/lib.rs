@@ -19,3 +19,4 @@ pub mod runtime;
 pub mod secrets;
 pub mod session;
 pub mod task;
+mod trust;

@@ -9,7 +9,8 @@ use crate::proxy::Proxy;
 use crate::records::{RecordError, Records};
 use crate::renewal;
 use crate::runtime::{Runtime, RuntimeError};
-use crate::session::{Connected, ManagerFetch, Session};
+use crate::session::{Connected, ManagerFetch, Session, Trust};
+use crate::trust;
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_launcher::message::{Event, TaskState};
 use bulkhead_proto::{Code, wire};
@@ -158,10 +159,12 @@ fn start(
     let (inputs, from_session) = mpsc::channel(QUEUE);
     let (to_session, outputs) = mpsc::channel(QUEUE);
     let (managers, mut learned) = watch::channel(keep.managers());
+    let (trust, trusted) = watch::channel(Trust::default());
     let session = Session {
         identity: keep.identity().clone(),
         description: parts.description,
         managers,
+        trust,
         connected: connected.clone(),
         runtime: parts.runtime,
         known: agent.known(),
@@ -182,9 +185,16 @@ fn start(
         session.run(u64::from_le_bytes(seed)).await;
         Ok(Part::Needed)
     });
-    let (keeper, connected) = (keep.clone(), connected.subscribe());
+    let (keeper, renewing) = (keep.clone(), connected.subscribe());
+    let (clock, entropy) = (parts.clock.clone(), parts.entropy.clone());
+    let issuer = trusted.clone();
     running.spawn(async move {
-        renewal::run(&keeper, connected, parts.clock.as_ref(), parts.entropy.as_ref()).await;
+        renewal::run(&keeper, renewing, issuer, clock.as_ref(), entropy.as_ref()).await;
+        Ok(Part::Needed)
+    });
+    let (keeper, lost) = (keep.clone(), connected.subscribe());
+    running.spawn(async move {
+        trust::follow(&keeper, trusted, lost, parts.entropy.as_ref()).await;
         Ok(Part::Needed)
     });
     let keeper = keep.clone();

@@ -1,7 +1,7 @@
 //! Renews this node's certificate long before it ends.
 
 use crate::keep::{Keep, KeepError};
-use crate::session::{Connected, chain};
+use crate::session::{Connected, Trust, chain};
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::{
     Bundle, BundleError, Certificate, Credentials, Key, KeyError, ProfileError, renewal,
@@ -42,6 +42,7 @@ enum RenewError {
 pub async fn run(
     keep: &Keep,
     mut connected: watch::Receiver<Option<Connected>>,
+    mut trust: watch::Receiver<Trust>,
     clock: &dyn Clock,
     entropy: &dyn Entropy,
 ) {
@@ -52,7 +53,11 @@ pub async fn run(
             current.certificate.not_after_ms(),
             random(entropy),
         );
-        sleep_until(due, clock).await;
+        tokio::select! {
+            biased;
+            () = sleep_until(due, clock) => {}
+            () = other_issuer(keep, &mut trust) => {}
+        }
         // One key for all attempts: a manager that has issued for it already answers the same certificate.
         let pending = loop {
             match Pending::new(entropy) {
@@ -114,9 +119,32 @@ impl Pending {
         keep.renew(Credentials {
             key: Key::from_pkcs8(self.key.pkcs8())?,
             certificate,
+            chain: answer.chain,
             bundle,
         })?;
         Ok(())
+    }
+}
+
+/// Resolves once another root signs than the one that issued this node's certificate.
+async fn other_issuer(keep: &Keep, trust: &mut watch::Receiver<Trust>) {
+    let mut changed = keep.identity().changed();
+    loop {
+        let signs = trust.borrow_and_update().issuer.clone();
+        let current = keep.identity().current();
+        // A root that this node does not trust yet is waited for.
+        let trusted = current
+            .bundle
+            .roots()
+            .iter()
+            .find(|root| root.key_id().as_bytes()[..] == signs[..]);
+        if trusted.is_some_and(|root| !root.is_issuer_of(&current.certificate)) {
+            return;
+        }
+        tokio::select! {
+            told = trust.changed() => if told.is_err() { return std::future::pending().await },
+            _ = changed.changed() => {}
+        }
     }
 }
 

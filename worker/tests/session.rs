@@ -53,6 +53,7 @@ impl Worker {
                 ..Default::default()
             },
             managers,
+            trust: watch::Sender::default(),
             connected,
             runtime,
             known: known_seen,
@@ -256,6 +257,7 @@ async fn the_list_of_managers_is_kept_up_to_date_and_used() {
     let list = wire::Managers {
         managers: vec![address(&two)],
         roots: vec![],
+        issuer: vec![],
     };
     session.say(Down::Managers(list)).await;
     soon(worker.managers.wait_for(|list| list == &[address(&two)]))
@@ -281,6 +283,7 @@ async fn a_new_certificate_begins_a_new_session() {
     let credentials = Credentials {
         key,
         certificate: Certificate::from_der(&certificate).unwrap(),
+        chain: Vec::new(),
         bundle: cluster.bundle(),
     };
     assert_ne!(first.key, new);

@@ -1,6 +1,7 @@
 //! `cluster status`: one screen.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use bulkhead_proto::wire::{ClusterStatus, MemberStatus};
 use serde_json::{Value, json};
@@ -69,9 +70,10 @@ fn people(status: &ClusterStatus, now: i64) -> String {
     line(
         "certificates",
         format!(
-            "{} trusted root{}; the first to end ends {}",
+            "{} trusted root{}; valid for {}; the first to end ends {}",
             status.roots.len(),
             if status.roots.len() == 1 { "" } else { "s" },
+            text::rough(Duration::from_millis(status.node_certificate_validity_ms)),
             text::distance(status.oldest_certificate_not_after, now)
         ),
     );
@@ -129,6 +131,7 @@ fn json(status: &ClusterStatus) -> Value {
         "level": status.level,
         "roots": status.roots.iter()
             .map(|der| bulkhead_proto::Digest::of(der).to_string()).collect::<Vec<_>>(),
+        "node_certificate_validity_ms": status.node_certificate_validity_ms,
         "oldest_certificate_not_after": text::time(status.oldest_certificate_not_after),
         "pending_tasks": status.pending_tasks,
         "running_tasks": status.running_tasks,
@@ -163,6 +166,7 @@ mod tests {
             members: vec![member(1, true), member(2, false)],
             can_lose: 1,
             roots: vec![vec![1]],
+            node_certificate_validity_ms: 90 * 86_400_000,
             oldest_certificate_not_after: 90 * 86_400_000,
             running_tasks: 3,
             node_id: vec![2; 16],
@@ -175,7 +179,7 @@ leader        manager-1 (127.77.0.1:7443)
 managers      2 of 2 vote; can lose 1 more manager
 term          2, commit 9, applied here 9
 tasks         3 running, 0 pending
-certificates  1 trusted root; the first to end ends in 90d
+certificates  1 trusted root; valid for 90d; the first to end ends in 90d
 key ring      epoch 1, opened by 2 of 2
 autolock      off: a restarted manager serves by itself
 

@@ -48,6 +48,9 @@ fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier
 fn presenting(credentials: &crate::Credentials) -> Arc<SingleCertAndKey> {
     let pkcs8 = PrivateKeyDer::Pkcs8(credentials.key.pkcs8().into());
     let key = rustls::crypto::ring::sign::any_ecdsa_type(&pkcs8).expect("a `Key` is a P-256 key");
-    let chain = vec![CertificateDer::from(credentials.certificate.der().to_vec())];
+    let chain = std::iter::once(credentials.certificate.der())
+        .chain(credentials.chain.iter().map(Vec::as_slice))
+        .map(|der| CertificateDer::from(der.to_vec()))
+        .collect();
     Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
 }

@@ -35,6 +35,7 @@ impl Enrolment for Recorder {
             roots: self.roots.clone(),
             cluster_id: vec![],
             now: 12_345,
+            challenge: vec![],
         }))
     }
 
@@ -43,6 +44,13 @@ impl Enrolment for Recorder {
             .lock()
             .expect("secrets")
             .push(request.into_inner().ticket_secret);
+        Err(Status::unimplemented(""))
+    }
+
+    async fn r#return(
+        &self,
+        _: Request<bulkhead_proto::wire::ReturnRequest>,
+    ) -> Result<Response<EnrolResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 }
@@ -133,6 +141,7 @@ async fn a_caller_refuses_whoever_is_not_the_manager_it_called() {
         Credentials {
             key,
             certificate: Certificate::from_der(&der).expect("ours"),
+            chain: Vec::new(),
             bundle: bundle(authority),
         }
     };
@@ -142,6 +151,7 @@ async fn a_caller_refuses_whoever_is_not_the_manager_it_called() {
         Credentials {
             key,
             certificate: Certificate::from_der(&der).expect("ours"),
+            chain: Vec::new(),
             bundle: bundle(authority),
         }
     };
@@ -191,6 +201,7 @@ async fn a_listener_refuses_certificates_that_prove_nothing() {
         Identity::new(Credentials {
             key,
             certificate,
+            chain: Vec::new(),
             bundle: bundle(&ours),
         })
         .expect("credentials")
@@ -337,4 +348,85 @@ async fn credentials_swap_while_others_shake_hands() {
     for call in calls {
         call.await.expect("no panic").expect("an answer");
     }
+}
+
+/// Where a node stands in a rotation of the root.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Stand {
+    Away,
+    TrustsBoth,
+    Renewed,
+    After,
+}
+
+#[tokio::test]
+async fn in_a_rotation_everyone_meets_everyone_but_an_old_certificate_after_its_end() {
+    use Stand::{After, Away, Renewed, TrustsBoth};
+    let (old, new) = (authority(), authority());
+    let next = crate::bundle::Root::from_der(new.root_der()).expect("a root");
+    let cross = old
+        .cross(&next, crate::testing::now_ms() - HOUR_MS)
+        .expect("certified");
+    let stands = |stand, role, node| {
+        let roots: &[&Authority] = match stand {
+            Away => &[&old],
+            TrustsBoth | Renewed => &[&old, &new],
+            After => &[&new],
+        };
+        let (issuer, chain) = match stand {
+            Away | TrustsBoth => (&old, vec![]),
+            Renewed | After => (&new, vec![cross.clone()]),
+        };
+        let roots = roots.iter().map(|root| root.root_der().to_vec()).collect();
+        let credentials = Credentials {
+            chain,
+            bundle: crate::Bundle::from_ders(roots).expect("roots"),
+            ..credentials(issuer, role, node)
+        };
+        let issued = credentials.bundle.issuer_of(&credentials.certificate);
+        assert_eq!(issued.map(|root| root.der()), Some(issuer.root_der()));
+        credentials
+    };
+    for serving in [Away, TrustsBoth, Renewed, After] {
+        let server = serve(&new, stands(serving, Role::Manager, 1)).await;
+        for calling in [Away, TrustsBoth, Renewed, After] {
+            let credentials = stands(calling, Role::Worker, 2);
+            let anonymous = bundle_channel(&credentials.bundle, &server.address).expect("an address");
+            let client = Identity::new(credentials).expect("credentials");
+            let met = ask(channel(&client, &server.address, manager(1)).expect("an address")).await;
+            let is_old = |stand| matches!(stand, Away | TrustsBoth);
+            let (refuses, refused) = (
+                calling == After && is_old(serving),
+                serving == After && is_old(calling),
+            );
+            assert_eq!(met.is_ok(), !refuses && !refused, "{calling:?} calls {serving:?}");
+            // Who was away can always ask to be taken back.
+            assert_eq!(
+                ask(anonymous).await.is_ok(),
+                !refuses,
+                "{calling:?} asks {serving:?}"
+            );
+        }
+    }
+    // Nothing but the cross-certificate leads there.
+    let bare = Credentials {
+        chain: vec![],
+        ..stands(Renewed, Role::Manager, 1)
+    };
+    let server = serve(&new, bare).await;
+    let away = Identity::new(stands(Away, Role::Worker, 2)).expect("credentials");
+    assert!(
+        ask(channel(&away, &server.address, manager(1)).expect("an address"))
+            .await
+            .is_err()
+    );
+    let foreign = Authority::generate(
+        bulkhead_proto::ClusterId::from_bytes([8; 16]),
+        crate::testing::now_ms(),
+    )
+    .expect("a root");
+    assert!(
+        foreign.cross(&next, crate::testing::now_ms()).is_err(),
+        "another cluster's root"
+    );
 }

@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use super::guard::Guarded;
 use super::right::Right;
-use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, stale};
+use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, rotated, stale};
 use crate::freshness::Fresh;
 use crate::peers::Peers;
 use crate::refusal::refuse;
@@ -102,11 +102,7 @@ where
                 Ok(principal) => principal,
                 Err(status) => return Ok(status.into_http()),
             };
-            let peer = request
-                .extensions()
-                .get::<ConnectInfo>()
-                .map(|it| it.peer.clone());
-            let right = method.and_then(|method| parts.right(method, &principal, peer));
+            let right = method.and_then(|method| parts.right(method, &principal));
             let stop = parts.stop.clone();
             request.extensions_mut().insert(principal);
             let answer = ready.call(request).await?;
@@ -126,6 +122,11 @@ impl Parts {
         // Without what the connection proved nobody is anybody.
         let (peer, address) = connection.map_or((&Peer::Anonymous, None), |it| (&it.peer, it.address));
         let principal = Principal::new(peer, address);
+        if let Peer::Node(certificate) = peer
+            && self.listing.is_dropped(certificate)
+        {
+            return Err(rotated());
+        }
         let refused = match method {
             Some(method) => match self.decide(method, peer, &principal).await {
                 Decision::Allowed => return Ok(principal),
@@ -157,7 +158,8 @@ impl Parts {
             let listed = !matches!(method.standing(), Standing::None | Standing::NotRemoved);
             // The handshake saw it valid; the connection may be older than the certificate's end.
             let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
-            if certificate.subject().cluster != self.cluster || (listed && now > certificate.not_after_ms()) {
+            let expired = listed && now > certificate.not_after_ms();
+            if certificate.subject().cluster != self.cluster || expired {
                 return Decision::Denied;
             }
         }
@@ -188,15 +190,21 @@ impl Parts {
 
     /// What an open stream needs; nothing where no list decides, or where the call is what ends it: whoever withdraws
     /// is to hear that it did.
-    fn right(&self, method: Method, principal: &Principal, peer: Option<Peer>) -> Option<Right> {
-        let listed = method.standing() == Standing::Listed && method != Method::DispatcherWithdraw;
-        listed.then(|| Right {
+    fn right(&self, method: Method, principal: &Principal) -> Option<Right> {
+        let current = match method.standing() {
+            _ if method == Method::DispatcherWithdraw => return None,
+            Standing::Listed => true,
+            Standing::NotRemoved => false,
+            Standing::ListedMaybeStale | Standing::None => return None,
+        };
+        Some(Right {
             fresh: self.fresh.clone(),
             listing: self.listing.clone(),
             clock: self.clock.clone(),
             caller: principal.caller,
-            key: principal.subject.zip(principal.key_id),
-            peer,
+            key: principal.subject.zip(principal.key_id).filter(|_| current),
+            certificate: principal.certificate.clone(),
+            current,
         })
     }
 }

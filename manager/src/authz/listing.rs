@@ -1,6 +1,9 @@
 //! What the replicated state says about a caller's key, and when that may have changed.
 
-use bulkhead_identity::Subject;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bulkhead_identity::bundle::Root;
+use bulkhead_identity::{Certificate, Subject};
 use bulkhead_proto::KeyId;
 use bulkhead_proto::wire::{Kind, event, object::Object as Any};
 use bulkhead_raft::Replica;
@@ -16,6 +19,8 @@ use crate::view;
 pub struct Listing {
     replica: Replica,
     changed: watch::Sender<u64>,
+    /// The root that signs no more, as of a version of the cluster object.
+    former: Arc<Mutex<(u64, Option<Root>)>>,
 }
 
 impl Listing {
@@ -25,6 +30,7 @@ impl Listing {
         Self {
             replica,
             changed: watch::Sender::new(index),
+            former: Arc::default(),
         }
     }
 
@@ -53,12 +59,33 @@ impl Listing {
         key_state(&self.replica.state(), subject, key)
     }
 
-    /// Resolves once the key is no longer listed.
-    pub(super) async fn removed(&self, subject: Subject, key: KeyId) {
+    /// Whether the certificate's root was rotated away. One whose root this replica does not know yet was not.
+    pub(super) fn is_dropped(&self, certificate: &Certificate) -> bool {
+        let state = self.replica.state();
+        let Some(cluster) = view::cluster(&state) else {
+            return false;
+        };
+        let version = cluster.meta.as_ref().map_or(0, |meta| meta.version);
+        let mut known = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.0 != version {
+            let former = cluster.former.as_ref();
+            *known = (version, former.and_then(|it| Root::from_der(&it.root).ok()));
+        }
+        known
+            .1
+            .as_ref()
+            .is_some_and(|root| root.is_issuer_of(certificate))
+    }
+
+    /// The reason, once `ended` gives one; it is asked again whenever a node or the cluster object changed.
+    pub(super) async fn until<T>(&self, ended: impl Fn() -> Option<T>) -> T {
         let mut changed = self.changed.subscribe();
-        while self.of(&subject, key) == KeyState::Listed {
+        loop {
+            if let Some(reason) = ended() {
+                return reason;
+            }
             if changed.changed().await.is_err() {
-                return;
+                std::future::pending::<()>().await; // the sender is this list's own
             }
         }
     }

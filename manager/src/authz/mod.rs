@@ -9,8 +9,9 @@ mod right;
 mod tests;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use bulkhead_identity::{Peer, Subject};
+use bulkhead_identity::{Certificate, Peer, Subject};
 use bulkhead_proto::{Caller, Code, KeyId, Role};
 use tonic::Status;
 
@@ -29,6 +30,8 @@ pub struct Principal {
     pub subject: Option<Subject>,
     /// The key that it proved.
     pub key_id: Option<KeyId>,
+    /// The certificate that it proved it with.
+    pub certificate: Option<Arc<Certificate>>,
     /// As the log writes it: `operator/<id>`, `worker/<id>`, `manager/<id>`, `local/<uid>`, `anonymous`.
     pub actor: String,
     /// Where it connected from; none on the local socket.
@@ -51,10 +54,15 @@ impl Principal {
                 (caller, Some(subject), Some(certificate.key_id()), actor)
             }
         };
+        let certificate = match peer {
+            Peer::Node(certificate) => Some(certificate.clone()),
+            Peer::Anonymous | Peer::Local { .. } => None,
+        };
         Self {
             caller,
             subject,
             key_id,
+            certificate,
             actor,
             address,
         }
@@ -87,6 +95,16 @@ impl Principal {
             _ => Err(denied(self.caller)),
         }
     }
+}
+
+/// The caller's certificate is of a root that was rotated away: its holder has a newer one, or gets it.
+pub(crate) fn rotated() -> Status {
+    refuse(
+        Code::NotReady,
+        tonic::Code::Unavailable,
+        "the root of this connection's certificate was rotated away",
+        "connect again with the newest certificate",
+    )
 }
 
 /// This replica could decide when the call began and cannot now: what it changed is not known to its caller.

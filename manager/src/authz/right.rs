@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_identity::seam::Clock;
-use bulkhead_identity::{Peer, Subject};
+use bulkhead_identity::{Certificate, Subject};
 use bulkhead_proto::{Caller, Code, KeyId, limits};
 use tokio::time::sleep;
 use tonic::Status;
 
-use super::{KeyState, Listing, denied, lost_touch};
+use super::{KeyState, Listing, denied, lost_touch, rotated};
 use crate::freshness::Fresh;
 use crate::refusal::refuse;
 
@@ -23,18 +23,21 @@ pub(super) struct Right {
     pub(super) listing: Listing,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) caller: Caller,
+    /// What must be listed; nothing for Raft methods, which know no list.
     pub(super) key: Option<(Subject, KeyId)>,
-    pub(super) peer: Option<Peer>,
+    pub(super) certificate: Option<Arc<Certificate>>,
+    /// Whether certificate and replica must be current.
+    pub(super) current: bool,
 }
 
 impl Right {
     /// Why the right is over, if it is.
     pub(super) fn over(&self) -> Option<Status> {
-        if self
-            .key
-            .is_some_and(|(subject, key)| self.listing.of(&subject, key) != KeyState::Listed)
-        {
-            return Some(self.removed());
+        if let Some(reason) = self.ended() {
+            return Some(reason);
+        }
+        if !self.current {
+            return None;
         }
         if self.certificate_left() == Some(Duration::ZERO) {
             return Some(self.expired());
@@ -44,23 +47,30 @@ impl Right {
 
     /// Resolves with the reason once the right is over.
     pub(super) async fn until_over(&self) -> Status {
-        let removed = async {
-            match self.key {
-                Some((subject, key)) => self.listing.removed(subject, key).await,
-                None => std::future::pending().await,
-            }
-        };
+        let removed = self.listing.until(|| self.ended());
+        if !self.current {
+            return removed.await;
+        }
         tokio::select! {
             biased;
-            () = removed => self.removed(),
+            reason = removed => reason,
             () = self.until_expired() => self.expired(),
             () = self.until_stale() => lost_touch(),
         }
     }
 
-    fn removed(&self) -> Status {
-        tracing::info!(target: "audit", caller = %self.caller, "stream closed: its key was removed");
-        denied(self.caller)
+    /// Why a commit ended the right: the key is no longer listed, or the root of its certificate was rotated away.
+    fn ended(&self) -> Option<Status> {
+        let unlisted = |(subject, key)| self.listing.of(&subject, key) != KeyState::Listed;
+        if self.key.is_some_and(unlisted) {
+            tracing::info!(target: "audit", caller = %self.caller, "stream closed: its key was removed");
+            return Some(denied(self.caller));
+        }
+        let certificate = self.certificate.as_ref()?;
+        self.listing.is_dropped(certificate).then(|| {
+            tracing::info!(target: "audit", caller = %self.caller, "stream closed: its root was rotated away");
+            rotated()
+        })
     }
 
     fn expired(&self) -> Status {
@@ -75,9 +85,7 @@ impl Right {
 
     /// How long the caller's certificate is still valid; `None` where it has none.
     fn certificate_left(&self) -> Option<Duration> {
-        let Some(Peer::Node(certificate)) = &self.peer else {
-            return None;
-        };
+        let certificate = self.certificate.as_ref()?;
         let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
         let left = certificate.not_after_ms().saturating_sub(now);
         Some(Duration::from_millis(u64::try_from(left).unwrap_or(0)))

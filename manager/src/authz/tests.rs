@@ -194,7 +194,8 @@ async fn what_was_done_is_answered_though_the_manager_ends_and_what_is_not_known
         clock: manager.clock.clone(),
         caller: Caller::Operator,
         key: None,
-        peer: None,
+        certificate: None,
+        current: true,
     };
     let (ended, lost) = (
         CancellationToken::new(),

@@ -4,10 +4,13 @@
 
 pub mod admission;
 pub mod genesis;
+mod lead;
 mod limiter;
 mod names;
 pub mod renewal;
+pub mod rotation;
 mod service;
+pub mod trust;
 
 use std::time::Duration;
 
@@ -21,8 +24,10 @@ use bulkhead_raft::state::{Key, State};
 use crate::key_ring::{KeyRing, KeyRingError};
 use crate::view;
 
+pub use lead::lead;
 pub use service::EnrolmentService;
 pub(crate) use service::request_id;
+pub use trust::roots;
 
 /// Why a certificate was not signed. Each is this manager's or the cluster's fault, none the asker's.
 #[derive(Debug, thiserror::Error)]
@@ -100,11 +105,13 @@ impl Ca {
         validity: Validity,
     ) -> Result<NodeKey, CaError> {
         let id = ClusterId::try_from(cluster.id.as_slice()).map_err(|_| CaError::NoRoot)?;
-        let sealed = cluster.root_key.as_ref().ok_or(CaError::NoRoot)?;
-        let pkcs8 = self
-            .ring
-            .open(cluster, Key::new(Kind::Cluster, *id.as_bytes()), sealed)?;
-        let authority = Authority::from_parts(&cluster.root_certificate, &pkcs8)?;
+        let (root, sealed) = trust::issuer(cluster);
+        let pkcs8 = self.ring.open(
+            cluster,
+            Key::new(Kind::Cluster, *id.as_bytes()),
+            sealed.ok_or(CaError::NoRoot)?,
+        )?;
+        let authority = Authority::from_parts(root, &pkcs8)?;
         let subject = Subject {
             cluster: id,
             node,
@@ -136,11 +143,6 @@ fn sign(
         not_after: certificate.not_after_ms(),
         certificate: der,
     })
-}
-
-/// The roots that nodes trust.
-pub fn roots(cluster: &Cluster) -> Vec<Vec<u8>> {
-    vec![cluster.root_certificate.clone()]
 }
 
 /// Where the managers are reached.

@@ -4,14 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_identity::Certificate;
+use bulkhead_identity::comeback::{self, Challenges};
 use bulkhead_identity::csr::{self, PublicKey};
-use bulkhead_identity::seam::Clock;
+use bulkhead_identity::seam::{Clock, SystemEntropy};
 use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
 use bulkhead_proto::wire::{
     EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, RejectionCode, RenewRequest,
-    RenewResponse,
+    RenewResponse, ReturnRequest,
 };
-use bulkhead_proto::{Code, NodeId, RequestId, limits};
+use bulkhead_proto::{Code, KeyId, NodeId, RequestId, limits};
 use bulkhead_raft::Replica;
 use bulkhead_raft::state::State;
 use tonic::{Request, Response, Status};
@@ -19,7 +21,8 @@ use tonic::{Request, Response, Status};
 use super::admission::{self, Admission, Ask};
 use super::limiter::Limiter;
 use super::renewal::{self, Renewal};
-use super::{Ca, CaError, Validity, committed, manager_addresses, roots};
+use super::trust::{chain, roots};
+use super::{Ca, CaError, Validity, committed, manager_addresses};
 use crate::authz::Principal;
 use crate::freshness::Fresh;
 use crate::proposer::Proposer;
@@ -45,19 +48,28 @@ struct Inner {
     fresh: Fresh,
     ca: Ca,
     clock: Arc<dyn Clock>,
+    challenges: Challenges,
     wrong: Limiter<IpAddr>,
     renewals: Limiter<NodeId>,
 }
 
 impl EnrolmentService {
     /// Decides by this replica while it is fresh, and commits through the proposer.
-    pub fn new(replica: Replica, proposer: Proposer, fresh: Fresh, ca: Ca, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(
+        replica: Replica,
+        proposer: Proposer,
+        fresh: Fresh,
+        ca: Ca,
+        clock: Arc<dyn Clock>,
+        challenges: Challenges,
+    ) -> Self {
         Self(Arc::new(Inner {
             replica,
             proposer,
             fresh,
             ca,
             clock,
+            challenges,
             wrong: Limiter::new(WRONG.0, WRONG.1),
             renewals: Limiter::new(RENEWALS.0, RENEWALS.1),
         }))
@@ -108,59 +120,112 @@ impl EnrolmentService {
     }
 
     /// A certificate for the caller's own node, for the key in the request.
-    ///
-    /// # Errors
-    /// A refusal with code and hint.
     pub async fn renew(&self, caller: &Principal, request: RenewRequest) -> Result<RenewResponse, Status> {
         let (subject, presented) = caller.node_and_key()?;
-        let request_id = request_id(&request.request_id)?;
-        let key = csr::public_key(&request.csr).map_err(|error| {
-            let refusal = admission::Refusal::Csr(error);
-            refuse(
-                refusal.code(),
-                tonic::Code::InvalidArgument,
-                refusal.to_string(),
-                refusal.hint(),
-            )
-        })?;
+        let (request_id, key) = (request_id(&request.request_id)?, asked_key(&request.csr)?);
+        self.reissue(&caller.actor, subject.node, presented, &key, request_id)
+            .await?;
+        renewed(&self.0.replica.state(), subject.node, &key)
+    }
+
+    /// Commits a certificate of this node for a new key. `presented` is a listed key that the node proved.
+    async fn reissue(
+        &self,
+        actor: &str,
+        node: NodeId,
+        presented: KeyId,
+        key: &PublicKey,
+        request: RequestId,
+    ) -> Result<(), Status> {
         let now = self.0.clock.monotonic();
-        if !self.0.renewals.allows(subject.node, now) {
+        if !self.0.renewals.allows(node, now) {
             return Err(too_often("this node renewed too often"));
         }
-        self.0.renewals.spend(subject.node, now);
+        self.0.renewals.spend(node, now);
         for _ in 0..ATTEMPTS {
             self.fresh()?;
             let state = self.0.replica.state();
-            let plan = renewal::plan(&state, subject.node, presented, &key, request_id).map_err(|refusal| {
-                tracing::warn!(target: "audit", node = %subject.node, reason = %refusal, "renewal refused");
-                refuse(refusal.code(), tonic::Code::PermissionDenied, refusal.to_string(), refusal.hint())
+            let plan = renewal::plan(&state, node, presented, key, request).map_err(|refusal| {
+                tracing::warn!(target: "audit", node = %node, reason = %refusal, "renewal refused");
+                refuse(
+                    refusal.code(),
+                    tonic::Code::PermissionDenied,
+                    refusal.to_string(),
+                    refusal.hint(),
+                )
             })?;
             if plan == Renewal::Committed {
-                return renewed(&state, subject.node, &key);
+                return Ok(());
             }
-            let (Some(record), Some(cluster)) = (view::node(&state, subject.node), view::cluster(&state))
-            else {
+            let (Some(record), Some(cluster)) = (view::node(&state, node), view::cluster(&state)) else {
                 return Err(no_such("the node is not there"));
             };
-            let validity = Validity::of_role(subject.role, cluster, self.now());
+            let role = view::role(record.role()).ok_or_else(|| no_such("the node has no role"))?;
+            let validity = Validity::of_role(role, cluster, self.now());
             let signed = self
                 .0
                 .ca
-                .issue(cluster, subject.node, subject.role, &key, validity)
+                .issue(cluster, node, role, key, validity)
                 .map_err(|error| not_signed(&error))?;
             let (preconditions, changes) = renewal::with_key(record, presented, signed, self.now());
             let outcome = self
                 .0
                 .proposer
-                .client(&caller.actor, request_id, preconditions, changes)
+                .client(actor, request, preconditions, changes)
                 .await
                 .map_err(|error| not_proposed(&error))?;
             if applied(&outcome)? {
-                self.fresh()?;
-                return renewed(&self.0.replica.state(), subject.node, &key);
+                return self.fresh();
             }
         }
         Err(overtaken())
+    }
+
+    /// Takes a node back that proves its last committed key.
+    async fn take_back(&self, request: ReturnRequest, from: Option<IpAddr>) -> Result<EnrolResponse, Status> {
+        let (request_id, key) = (request_id(&request.request_id)?, asked_key(&request.csr)?);
+        let refused = |reason: &str| {
+            let address = from.map(|it| it.to_string()).unwrap_or_default();
+            tracing::warn!(target: "audit", address, reason, "return refused");
+            if let Some(from) = from {
+                self.0.wrong.spend(from, self.0.clock.monotonic());
+            }
+            refuse(
+                Code::UnknownCaller,
+                tonic::Code::PermissionDenied,
+                reason,
+                "join it again with a new ticket",
+            )
+        };
+        if !self
+            .0
+            .challenges
+            .holds(&request.challenge, self.0.clock.monotonic())
+        {
+            return Err(refused("the challenge is not this manager's, or too old"));
+        }
+        self.fresh()?;
+        let state = self.0.replica.state();
+        let unlisted = || refused("the cluster does not list this node with this key");
+        let node = NodeId::try_from(request.node_id.as_slice()).map_err(|_| unlisted())?;
+        let presented = KeyId::try_from(request.key_id.as_slice()).map_err(|_| unlisted())?;
+        let record = view::node(&state, node).ok_or_else(unlisted)?;
+        let listed = record.keys.iter().find(|it| it.key_id == presented.as_bytes());
+        let certificate = listed.and_then(|it| Certificate::from_der(&it.certificate).ok());
+        let certificate = certificate.ok_or_else(unlisted)?;
+        if !comeback::proves(&certificate, &request.challenge, &request.csr, &request.signature) {
+            return Err(refused("the signature is not of the node's committed key"));
+        }
+        let grace = i64::try_from(limits::RETURN_GRACE.as_millis()).unwrap_or(i64::MAX);
+        if certificate.not_after_ms().saturating_add(grace) < self.now() {
+            return Err(refused(
+                "the node was away for too long after its certificate ended",
+            ));
+        }
+        self.reissue(&format!("return/{node}"), node, presented, &key, request_id)
+            .await?;
+        tracing::info!(target: "audit", node = %node, "node came back by its committed key");
+        hand_out(&self.0.replica.state(), node, &key)
     }
 
     fn refused(&self, refusal: &admission::Refusal, from: Option<IpAddr>) -> Status {
@@ -196,10 +261,12 @@ impl Enrolment for EnrolmentService {
     async fn get_root(&self, _: Request<GetRootRequest>) -> Result<Response<GetRootResponse>, Status> {
         let state = self.0.replica.state();
         let cluster = view::cluster(&state).ok_or_else(|| no_such("there is no cluster here yet"))?;
+        let challenge = self.0.challenges.draw(&SystemEntropy, self.0.clock.monotonic());
         Ok(Response::new(GetRootResponse {
             roots: roots(cluster),
             cluster_id: cluster.id.clone(),
             now: self.now(),
+            challenge: challenge.map_err(|error| internal("has no random bytes", &error))?,
         }))
     }
 
@@ -211,6 +278,28 @@ impl Enrolment for EnrolmentService {
         let answer = self.admit(request.into_inner(), from).await?;
         Ok(Response::new(answer))
     }
+
+    async fn r#return(&self, request: Request<ReturnRequest>) -> Result<Response<EnrolResponse>, Status> {
+        let from = Principal::of(&request)?.address.map(|address| address.ip());
+        if from.is_some_and(|from| !self.0.wrong.allows(from, self.0.clock.monotonic())) {
+            return Err(too_often("too many wrong proofs came from this address"));
+        }
+        let answer = self.take_back(request.into_inner(), from).await?;
+        Ok(Response::new(answer))
+    }
+}
+
+/// The key that a certificate request gives.
+fn asked_key(csr: &[u8]) -> Result<PublicKey, Status> {
+    csr::public_key(csr).map_err(|error| {
+        let refusal = admission::Refusal::Csr(error);
+        refuse(
+            refusal.code(),
+            tonic::Code::InvalidArgument,
+            refusal.to_string(),
+            refusal.hint(),
+        )
+    })
 }
 
 /// What a joiner gets, all of it from the committed state.
@@ -223,6 +312,7 @@ fn hand_out(state: &State, node: NodeId, key: &PublicKey) -> Result<EnrolRespons
     Ok(EnrolResponse {
         certificate: committed(node, key).ok_or_else(gone)?.to_vec(),
         roots: roots(cluster),
+        chain: chain(cluster),
         cluster_id: cluster.id.clone(),
         node_id: node.id.clone(),
         role: node.role,
@@ -243,6 +333,7 @@ fn renewed(state: &State, node: NodeId, key: &PublicKey) -> Result<RenewResponse
     Ok(RenewResponse {
         certificate: committed(node, key).ok_or_else(gone)?.to_vec(),
         roots: roots(cluster),
+        chain: chain(cluster),
         index: state.index(),
     })
 }

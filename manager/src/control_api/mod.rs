@@ -5,6 +5,7 @@
 
 mod change;
 mod check;
+mod cluster;
 mod health;
 mod images;
 mod logs;
@@ -196,7 +197,7 @@ impl Control {
                 return Ok(wire::CreateTicketResponse {
                     index,
                     id: request.ticket_id,
-                    ticket: TicketText::new(&cluster(&state)?.root_certificate, secret)
+                    ticket: TicketText::new(ca::trust::named(cluster(&state)?), secret)
                         .to_text()
                         .to_string(),
                     expires_at,
@@ -253,6 +254,30 @@ impl Service for Control {
             self.0.fresh.is_fresh(),
         );
         Ok(Response::new(status))
+    }
+
+    async fn update_cluster(&self, request: Request<wire::UpdateClusterRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| cluster::update(cluster(state)?, &request);
+        self.change::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
+    async fn rotate_root(&self, request: Request<wire::RotateRootRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let (ring, now) = (&self.0.key_ring, self.now());
+        let decide = |state: &State| {
+            let old = cluster(state)?;
+            cluster::rotate(old, &request, |order| ca::rotation::begin(old, order, ring, now))
+        };
+        self.change::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_rotation(&self, _: Request<wire::GetRotationRequest>) -> Answer<wire::RotationStatus> {
+        Ok(Response::new(ca::rotation::status(&self.state(), self.now())))
     }
 
     async fn list_nodes(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListNodesResponse> {

@@ -2,7 +2,7 @@
 
 use bulkhead_proto::ids::base32_lower;
 use bulkhead_proto::wire::{
-    self, Image, Kind, ListRequest, Meta, Node, Object, Role, Secret, Service, Task, Ticket,
+    self, Cluster, Image, Kind, ListRequest, Meta, Node, Object, Role, Secret, Service, Task, Ticket,
     object::Object as Any,
 };
 use bulkhead_proto::{Code, limits};
@@ -75,6 +75,7 @@ macro_rules! kept {
 }
 
 kept! {
+    Cluster: |_| "";
     Node: |it| &it.name;
     Ticket: |_| "";
     Secret: |it| &it.name;

@@ -82,6 +82,7 @@ pub(super) fn hand_out(state: &State, id: &[u8], key: &PublicKey) -> Result<Enro
     Ok(EnrolResponse {
         certificate: signed.certificate.clone(),
         roots: ca::roots(cluster),
+        chain: ca::trust::chain(cluster),
         cluster_id: cluster.id.clone(),
         node_id: node.id.clone(),
         role: node.role,

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use bulkhead_proto::wire::{
-    ClusterStatus, DesiredState, MemberStatus, Node, NodeStatus, Role, Task, TaskState,
+    Cluster, ClusterStatus, DesiredState, MemberStatus, Node, NodeStatus, Role, Task, TaskState,
 };
+use bulkhead_proto::{KeyId, limits};
 use bulkhead_raft::Members;
 use bulkhead_raft::state::State;
 
@@ -55,6 +56,8 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         lab: cluster.lab,
         autolock: false,
         roots: ca::roots(&cluster),
+        issuer: ca::trust::key_id(ca::trust::issuer(&cluster).0).map_or_else(|_| Vec::new(), KeyId::to_wire),
+        node_certificate_validity_ms: validity_ms(&cluster),
         oldest_certificate_not_after: certificates.min().unwrap_or(0),
         pending_tasks: tasks().filter(|it| it.node_id.is_empty()).count() as u64,
         running_tasks: tasks().filter(|it| in_state(it, TaskState::Running)).count() as u64,
@@ -66,6 +69,18 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         applied: state.index(),
         key_ring: key_ring(&cluster.key_ring, &nodes),
         cluster_id: cluster.id,
+    }
+}
+
+/// How long a new certificate of a node is valid.
+fn validity_ms(cluster: &Cluster) -> u64 {
+    let set = cluster
+        .settings
+        .as_ref()
+        .map_or(0, |it| it.node_certificate_validity_ms);
+    match set {
+        0 => u64::try_from(limits::NODE_CERTIFICATE_VALIDITY.as_millis()).unwrap_or(u64::MAX),
+        set => set,
     }
 }
 

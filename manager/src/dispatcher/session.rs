@@ -1,16 +1,17 @@
 //! One worker's session: assignments down, reports and signs of life up. The layer before the service ends the stream
 //! when the worker's key is removed or this replica cannot tell any more; then nothing takes what is sent here.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
+use bulkhead_identity::Bundle;
+use bulkhead_identity::bundle::ROOTS;
 use bulkhead_proto::wire::{
-    AssignedSecret, Beat, Cluster, Kind, ManagerAddress, Managers, Node, NodeDescription, SessionDown,
-    SessionHello, SessionUp, StatusAck, Welcome, change::Change as Step, object::Object as Any,
+    AssignedSecret, Beat, Cluster, Kind, ManagerAddress, Managers, Node, SessionDown, SessionHello,
+    SessionUp, StatusAck, Welcome, change::Change as Step, object::Object as Any,
     session_down::Message as Down, session_up::Message as Up,
 };
 use bulkhead_proto::wire::{Change, RejectionCode};
-use bulkhead_proto::{Code, NodeId, RequestId, SecretId, limits};
+use bulkhead_proto::{Code, KeyId, NodeId, RequestId, SecretId, limits};
 use bulkhead_raft::state::{Key, State};
 use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
@@ -26,7 +27,7 @@ use super::{Parts, Service};
 use crate::authz::Principal;
 use crate::ca::admission::{bounded, published};
 use crate::ca::renewal::unchanged;
-use crate::ca::{manager_addresses, roots};
+use crate::ca::{manager_addresses, trust};
 use crate::refusal::refuse;
 use crate::view;
 
@@ -61,6 +62,8 @@ struct Session {
     complete: bool,
     sequence: u64,
     managers: Vec<ManagerAddress>,
+    /// Version of the cluster object whose roots the worker was told.
+    cluster: u64,
 }
 
 /// Carries a session until it ends.
@@ -81,6 +84,7 @@ pub(super) async fn carry(
                 complete: true,
                 sequence: 0,
                 managers: Vec::new(),
+                cluster: 0,
             };
             session.run(hello, &caller, up).await
         }
@@ -124,14 +128,7 @@ impl Session {
         let mut entry = self.service.sessions.enter(self.node);
         self.alive();
         let mut jobs = JoinSet::new();
-        let seen = caller.address.map(|it| it.ip());
-        jobs.spawn(describe(
-            self.service.clone(),
-            caller.actor.clone(),
-            self.node,
-            hello.description,
-            seen,
-        ));
+        jobs.spawn(describe(self.service.clone(), caller.clone(), self.node, hello));
         let mut acks = FuturesOrdered::new();
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -209,13 +206,22 @@ impl Session {
         }
         let state = self.service.replica.state();
         let managers = manager_addresses(&state);
-        if let (true, Some(cluster)) = (
-            managers != self.managers && !managers.is_empty(),
-            view::cluster(&state),
-        ) {
-            self.managers.clone_from(&managers);
-            let roots = roots(cluster);
-            self.send(Down::Managers(Managers { managers, roots })).await?;
+        if let Some(cluster) = view::cluster(&state)
+            && !managers.is_empty()
+        {
+            let version = cluster.meta.as_ref().map_or(0, |meta| meta.version);
+            if managers != self.managers || version != self.cluster {
+                self.managers.clone_from(&managers);
+                self.cluster = version;
+                let issuer =
+                    trust::key_id(trust::issuer(cluster).0).map_or_else(|_| Vec::new(), KeyId::to_wire);
+                let list = Managers {
+                    managers,
+                    roots: trust::roots(cluster),
+                    issuer,
+                };
+                self.send(Down::Managers(list)).await?;
+            }
         }
         let now = i64::try_from(self.service.clock.wall_millis()).unwrap_or(i64::MAX);
         let index = state.index();
@@ -306,29 +312,28 @@ fn unfitting(what: &str) -> End {
     ))
 }
 
-/// Keeps what the worker says of itself in its record.
-async fn describe(
-    service: Service,
-    actor: String,
-    node: NodeId,
-    description: Option<NodeDescription>,
-    seen: Option<IpAddr>,
-) {
-    let description = bounded(description.unwrap_or_default());
-    let address = published(&description, seen);
+/// Keeps what the worker says of itself in its record, and the root of the certificate that it came with.
+async fn describe(service: Service, caller: Principal, node: NodeId, hello: SessionHello) {
+    let description = bounded(hello.description.unwrap_or_default());
+    let address = published(&description, caller.address.map(|it| it.ip()));
+    let mut trusts = hello.trusts;
+    trusts.retain(|id| KeyId::try_from(id.as_slice()).is_ok());
+    trusts.truncate(ROOTS);
     for _ in 0..5 {
         let state = service.replica.state();
-        let Some(record) = view::node(&state, node) else {
+        let (Some(record), Some(cluster)) = (view::node(&state, node), view::cluster(&state)) else {
             return;
         };
-        if record.description.as_ref() == Some(&description) && record.address == address {
-            return;
-        }
         let new = Node {
             description: Some(description.clone()),
             address: address.clone(),
+            trusts: trusts.clone(),
+            issuer: issuer_of(cluster, &caller),
             ..record.clone()
         };
+        if new == *record {
+            return;
+        }
         let change = Change {
             change: Some(Step::Replace(view::object(Any::Node(new)))),
         };
@@ -337,7 +342,7 @@ async fn describe(
         };
         match service
             .proposer
-            .client(&actor, request, vec![unchanged(record)], vec![change])
+            .client(&caller.actor, request, vec![unchanged(record)], vec![change])
             .await
         {
             Ok(outcome) => match outcome.rejection {
@@ -348,6 +353,15 @@ async fn describe(
             Err(error) => return tracing::debug!(node = %node, %error, "a node's description was not kept"),
         }
     }
+}
+
+/// The root under which the caller's certificate was believed.
+fn issuer_of(cluster: &Cluster, caller: &Principal) -> Vec<u8> {
+    let roots = Bundle::from_ders(trust::roots(cluster)).ok();
+    let issuer = roots.as_ref().zip(caller.certificate.as_ref());
+    issuer
+        .and_then(|(roots, certificate)| roots.issuer_of(certificate))
+        .map_or_else(Vec::new, |root| root.key_id().to_wire())
 }
 
 impl Parts {

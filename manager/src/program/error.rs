@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use bulkhead_identity::CredentialsError;
 use bulkhead_identity::store::StoreError;
+use bulkhead_identity::{CredentialsError, KeyError};
 use bulkhead_raft::log_store::OpenError;
 use bulkhead_raft::{Fatal, StartError};
 
@@ -44,6 +44,9 @@ pub enum ProgramError {
     /// The key file is a worker's or an operator's.
     #[error("the key file in {0} is not a manager's; use another --data")]
     NotAManager(PathBuf),
+    /// No random bytes, or no key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Key, certificate and roots do not belong together.
     #[error("the key file does not fit together")]
     Credentials(#[from] CredentialsError),
@@ -80,7 +83,7 @@ impl ProgramError {
             | Self::Folder { .. } => IO,
             Self::Stopped(Fatal::Store(_)) | Self::Images { .. } => IO,
             Self::Replica(StartError::Log(_)) | Self::Keys(StoreError::Damaged { .. }) => DATA,
-            Self::Replica(_) | Self::Stopped(_) | Self::Piece(_) => SOFTWARE,
+            Self::Replica(_) | Self::Stopped(_) | Self::Piece(_) | Self::Key(_) => SOFTWARE,
             Self::Socket { .. }
             | Self::Listen { .. }
             | Self::Keys(_)

@@ -70,6 +70,7 @@ pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> a
     let credentials = Credentials {
         key,
         certificate: Certificate::from_der(&genesis.manager.certificate)?,
+        chain: Vec::new(),
         bundle: Bundle::from_ders(vec![genesis.root.clone()])?,
     };
     let keys = KeyFile {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_identity::comeback::Challenges;
 use bulkhead_identity::local::LocalConnection;
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::store::{KeyFile, ManagerPart};
@@ -27,7 +28,7 @@ use super::error::ProgramError;
 use super::local::LocalService;
 use super::tasks::Tasks;
 use crate::authz::{AuthzLayer, Listing};
-use crate::ca::{Ca, EnrolmentService};
+use crate::ca::{self, Ca, EnrolmentService};
 use crate::control_api::{self, Control};
 use crate::dispatcher::{self, DispatcherService, Sessions};
 use crate::freshness::Fresh;
@@ -126,7 +127,7 @@ impl Member {
         let _late = timeout(FRESH_WAIT, heard).await;
     }
 
-    /// Takes up a renewed certificate: first on disk, then in every new handshake.
+    /// Takes up credentials, or other roots: first on disk, then in every new handshake.
     pub(super) fn renewed(&self, credentials: Credentials) -> Result<(), ProgramError> {
         let credentials = Arc::new(credentials);
         let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
@@ -198,6 +199,7 @@ impl Member {
             fresh.clone(),
             Ca::new(key_ring.clone()),
             clock.clone(),
+            Challenges::new()?,
         );
         let (reports, committer) = dispatcher::reports(proposer.clone(), entropy.clone(), subject.node);
         let dispatcher = DispatcherService::new(dispatcher::Parts {
@@ -301,6 +303,10 @@ impl Member {
             ),
         );
         tasks.spawn("membership", gate.clone().run(stop.clone()));
+        tasks.spawn(
+            "root rotation",
+            ca::lead(replica.clone(), proposer.clone(), clock.clone(), stop.clone()),
+        );
         let collected = {
             let replica = replica.clone();
             let fresh = fresh.clone();

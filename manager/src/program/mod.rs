@@ -12,6 +12,7 @@ mod member;
 mod renewal;
 mod stage;
 mod tasks;
+mod trust;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -177,6 +178,11 @@ impl Program {
         tasks.spawn("renewal", async move {
             renewal::renew(&renewing.0, &renewing.1).await
         });
+        let following = (member.clone(), tasks.stop());
+        tasks.spawn(
+            "trust",
+            async move { trust::follow(&following.0, &following.1).await },
+        );
         let (program, watched) = (self.clone(), member.clone());
         self.work.spawn(async move {
             let end = tokio::select! {

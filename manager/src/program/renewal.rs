@@ -48,7 +48,7 @@ pub(super) async fn renew(member: &Member, stop: &CancellationToken) {
     }
 }
 
-async fn once(member: &Member) -> bool {
+pub(super) async fn once(member: &Member) -> bool {
     for client in managers(member) {
         match timeout(CALL, ask(member, client)).await {
             Ok(Ok(())) => {
@@ -74,6 +74,7 @@ async fn ask(member: &Member, mut client: DispatcherClient<Channel>) -> anyhow::
     let credentials = Credentials {
         key,
         certificate: Certificate::from_der(&response.certificate)?,
+        chain: response.chain,
         bundle: Bundle::from_ders(response.roots)?,
     };
     Ok(member.renewed(credentials)?)

@@ -18,7 +18,6 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
     TransferLeaderRequest, VoteRequest, VoteResponse,
 };
-use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -76,7 +75,6 @@ impl<D: Dial> RaftNetworkFactory<TypeConfig> for Network<D> {
             binding: self.binding,
             target,
             member: member.clone(),
-            client: OnceCell::new(),
         }
     }
 }
@@ -87,7 +85,6 @@ pub struct Peer<D> {
     binding: Binding,
     target: u64,
     member: Member,
-    client: OnceCell<RaftClient<Channel>>,
 }
 
 impl<D> std::fmt::Debug for Peer<D> {
@@ -101,20 +98,13 @@ impl<D> std::fmt::Debug for Peer<D> {
 type RpcResult<T> = Result<T, RPCError<TypeConfig>>;
 
 impl<D: Dial> Peer<D> {
-    async fn client(&self) -> RpcResult<RaftClient<Channel>> {
-        let dial = async || {
-            let channel = self.dial.channel(self.target, &self.member)?;
-            Ok::<_, DialError>(
-                RaftClient::new(channel)
-                    .max_decoding_message_size(limits::MESSAGE_BYTES)
-                    .max_encoding_message_size(limits::MESSAGE_BYTES),
-            )
-        };
-        self.client
-            .get_or_try_init(dial)
-            .await
-            .cloned()
-            .map_err(|error| Unreachable::new(&error).into())
+    /// Each call asks for the channel, which is another one once this member's credentials changed.
+    fn client(&self) -> RpcResult<RaftClient<Channel>> {
+        let channel = self.dial.channel(self.target, &self.member);
+        let channel = channel.map_err(|error| Unreachable::new(&error))?;
+        Ok(RaftClient::new(channel)
+            .max_decoding_message_size(limits::MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MESSAGE_BYTES))
     }
 
     fn seal(&self, payload: Vec<u8>) -> RaftMessage {
@@ -142,7 +132,7 @@ impl<D: Dial> Peer<D> {
         F: AsyncFnOnce(RaftClient<Channel>) -> Result<tonic::Response<RaftMessage>, Status>,
     {
         let limit = option.hard_ttl();
-        let client = self.client().await?;
+        let client = self.client()?;
         let answer = timeout(limit, call(client))
             .await
             .map_err(|_| self.late(action, limit))?
@@ -223,7 +213,7 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
                 counter.send();
                 binding.seal(target, message::encode_append(request))
             });
-            let mut client = self.client().await?;
+            let mut client = self.client()?;
             let opened = client.append(requests);
             // The peer answers the call itself once it has the first request; idle until then is not late.
             let messages = tokio::select! {
@@ -288,7 +278,7 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
                 counter.fetch_add(1, Ordering::Relaxed);
                 binding.seal(target, payload)
             });
-        let mut client = self.client().await?;
+        let mut client = self.client()?;
         let mut sending = pin!(client.install_snapshot(stream::iter(messages)));
         let mut cancel = pin!(cancel);
         let mut deadline = pin!(sleep(option.hard_ttl()));

@@ -14,5 +14,6 @@ mod documents;
 mod foreign_image;
 mod operations;
 mod refusals;
+mod rotation;
 mod tickets;
 mod wire;

@@ -166,7 +166,7 @@ fn keys_reach_what_their_role_may(lab: &Lab) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let cases = [
-            // Control, secrets, Raft, peers, dispatcher
+            // Control, secrets, Raft, peers, renewal
             (
                 "anonymous",
                 tls::bundle_channel(&worker.bundle, &address).expect("an address"),
@@ -180,7 +180,7 @@ fn keys_reach_what_their_role_may(lab: &Lab) {
             (
                 "operator",
                 as_node(&operator),
-                [Served, Served, Refused, Refused, Refused],
+                [Served, Served, Refused, Refused, Served],
             ),
             (
                 "manager",

@@ -13,6 +13,8 @@ pub use fetch::ManagerFetch;
 
 use crate::agent::{AssignmentError, Input, Known, Output, Seen};
 use crate::runtime::Runtime;
+use bulkhead_identity::bundle::ROOTS;
+use bulkhead_identity::certificate::CERTIFICATE_BYTES;
 use bulkhead_identity::seam::Clock;
 use bulkhead_identity::{DialError, Identity, tls};
 use bulkhead_proto::{limits, wire};
@@ -49,6 +51,15 @@ pub struct Connected {
     pub channel: Channel,
 }
 
+/// The roots of the cluster as a manager told them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// DER; none while no manager has spoken.
+    pub roots: Vec<Vec<u8>>,
+    /// Key id of the root that signs now.
+    pub issuer: Vec<u8>,
+}
+
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum End {
@@ -81,6 +92,8 @@ pub struct Session {
     pub description: wire::NodeDescription,
     /// Addresses of managers; a session keeps them up to date.
     pub managers: watch::Sender<Vec<wire::ManagerAddress>>,
+    /// What the cluster trusts, and which root signs; a session keeps it up to date.
+    pub trust: watch::Sender<Trust>,
     /// With whom the session is, for others.
     pub connected: watch::Sender<Option<Connected>>,
     /// For logs.
@@ -159,6 +172,7 @@ impl Session {
             description: Some(self.description.clone()),
             seen_epoch: known.seen.epoch,
             seen_index: known.seen.index,
+            trusts: self.identity.current().bundle.key_ids(),
             task_ids: known.tasks.iter().map(|task| task.to_wire()).collect(),
         });
         up.try_send(message(hello)).map_err(|_| End::Closed)?;
@@ -255,7 +269,7 @@ impl Session {
                         Some(Down::Beat(_)) => {}
                         Some(Down::Assignments(update)) => pending = Some(Input::Assignments(Box::new(update))),
                         Some(Down::StatusAck(ack)) => pending = Some(Input::Acknowledged(ack.sequence)),
-                        Some(Down::Managers(list)) => self.learn(&list.managers)?,
+                        Some(Down::Managers(list)) => self.learn(list)?,
                         Some(Down::Logs(request)) => logs.begin(request),
                         Some(Down::LogCancel(cancel)) => logs.cancel(cancel.stream),
                         Some(Down::Welcome(_)) => return Err(End::Unfitting("a second welcome")),
@@ -267,14 +281,28 @@ impl Session {
         }
     }
 
-    fn learn(&self, list: &[wire::ManagerAddress]) -> Result<(), End> {
+    fn learn(&self, message: wire::Managers) -> Result<(), End> {
+        let list = &message.managers;
         let fits = |address: &str| !address.is_empty() && address.len() <= MANAGERS.1;
         if list.is_empty() || list.len() > MANAGERS.0 || !list.iter().all(|one| fits(&one.address)) {
             return Err(End::Unfitting("an empty or oversized list of managers"));
         }
+        let fits = |root: &Vec<u8>| root.len() <= CERTIFICATE_BYTES;
+        if message.roots.len() > ROOTS || !message.roots.iter().all(fits) {
+            return Err(End::Unfitting("an oversized list of roots"));
+        }
         self.managers.send_if_modified(|old| {
             let news = old != list;
             list.clone_into(old);
+            news
+        });
+        let trust = Trust {
+            roots: message.roots,
+            issuer: message.issuer,
+        };
+        self.trust.send_if_modified(|old| {
+            let news = *old != trust;
+            *old = trust;
             news
         });
         Ok(())

@@ -85,6 +85,7 @@ impl Cluster {
         Identity::new(Credentials {
             key,
             certificate: Certificate::from_der(&certificate).unwrap(),
+            chain: Vec::new(),
             bundle: self.bundle(),
         })
         .unwrap()
@@ -406,6 +407,7 @@ impl Dispatcher for Shared {
             certificate,
             roots: vec![self.cluster.authority.root_der().to_vec()],
             index: 1,
+            chain: Vec::new(),
         }))
     }
 
@@ -447,6 +449,7 @@ impl Enrolment for Shared {
             roots: vec![self.cluster.authority.root_der().to_vec()],
             cluster_id: self.cluster.id.to_wire(),
             now: now_ms(),
+            challenge: b"challenge".to_vec(),
         }))
     }
 
@@ -474,6 +477,14 @@ impl Enrolment for Shared {
             epoch: 1,
             index: 1,
             name: request.name,
+            chain: Vec::new(),
         }))
+    }
+
+    async fn r#return(
+        &self,
+        _: Request<wire::ReturnRequest>,
+    ) -> Result<Response<wire::EnrolResponse>, Status> {
+        Err(Status::permission_denied("nobody was away"))
     }
 }

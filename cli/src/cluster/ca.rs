@@ -1,0 +1,257 @@
+//! `cluster ca`: the root of the cluster and its rotation, and `cluster update`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bulkhead_proto::limits;
+use bulkhead_proto::wire::{
+    GetRotationRequest, RotateRootRequest, RotationNode, RotationPhase, RotationStatus, UpdateClusterRequest,
+};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::connection::Connection;
+use crate::output::{Format, document, table, text};
+use crate::quantity;
+use crate::refusal::{Exit, Refusal};
+use crate::wait::{self, Patience};
+
+/// What can be done with the root.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CaVerb {
+    /// Makes a new root, brings every node to it, and drops the old one
+    Rotate(Rotate),
+    /// Shows the root and how far a rotation is, node by node
+    Status,
+}
+
+/// Flags of `cluster ca rotate`.
+#[derive(Debug, Args)]
+pub(crate) struct Rotate {
+    /// How long nodes are waited for; who is later comes back by its key within 30 days
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = deadline)]
+    deadline: Duration,
+    /// The old root's key is known to others: nothing leads from the old root to the new one, so that who is away must
+    /// join again
+    #[arg(long)]
+    compromised: bool,
+    /// Does not wait until the old root is gone
+    #[arg(short, long)]
+    detach: bool,
+    #[command(flatten)]
+    patience: Patience,
+}
+
+/// Flags of `cluster update`.
+#[derive(Debug, Args)]
+pub(crate) struct Update {
+    /// How long certificates of nodes are valid, from their next renewal on: 5m to 365d
+    #[arg(long, value_name = "DURATION", value_parser = validity, required = true)]
+    cert_expiry: Duration,
+}
+
+fn deadline(text: &str) -> Result<Duration, String> {
+    within(text, &limits::ROTATION_DEADLINES, "10s to 30d")
+}
+
+fn validity(text: &str) -> Result<Duration, String> {
+    within(text, &limits::CERTIFICATE_VALIDITIES, "5m to 365d")
+}
+
+fn within(text: &str, bounds: &std::ops::RangeInclusive<Duration>, said: &str) -> Result<Duration, String> {
+    let duration = quantity::duration(text).map_err(|e| e.one_line())?;
+    match bounds.contains(&duration) {
+        true => Ok(duration),
+        false => Err(format!("from {said}")),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+pub(super) async fn update(update: Update, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let request = UpdateClusterRequest {
+        request_id: text::new_id().to_vec(),
+        node_certificate_validity_ms: millis(update.cert_expiry),
+    };
+    let answer = app
+        .connect()?
+        .change("cluster", async |mut c| c.update_cluster(request.clone()).await)
+        .await?;
+    app.print(&format!("{}\n", text::id(&answer.id)))?;
+    Ok(Exit::Done)
+}
+
+pub(super) async fn run(verb: CaVerb, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    match verb {
+        CaVerb::Rotate(options) => rotate(options, app).await,
+        CaVerb::Status => {
+            let status = ask(&mut app.connect()?).await?;
+            show(&status, app)
+        }
+    }
+}
+
+async fn ask(connection: &mut Connection) -> Result<RotationStatus, Refusal> {
+    connection
+        .ask("cluster ca", async |mut c| {
+            c.get_rotation(GetRotationRequest {}).await
+        })
+        .await
+}
+
+fn show(status: &RotationStatus, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let text = match app.global.format.unwrap_or(Format::Table) {
+        Format::Table => people(status),
+        format => document(&json(status), format),
+    };
+    app.print(&text)?;
+    Ok(Exit::Done)
+}
+
+async fn rotate(options: Rotate, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    if options.compromised {
+        app.confirm("Rotate without a way from the old root? Nodes that are down now must join again")?;
+    }
+    let mut connection = app.connect()?;
+    let request = RotateRootRequest {
+        request_id: text::new_id().to_vec(),
+        deadline_ms: millis(options.deadline),
+        compromised: options.compromised,
+    };
+    connection
+        .change("cluster ca rotate", async |mut c| {
+            c.rotate_root(request.clone()).await
+        })
+        .await?;
+    if options.detach {
+        let status = ask(&mut connection).await?;
+        return show(&status, app);
+    }
+    let mut progress = app.progress();
+    let ended = async {
+        loop {
+            // As a command of its own, so that the operator's certificate follows the rotation, too.
+            connection.look_again();
+            let status = ask(&mut connection).await?;
+            if status.phase() == RotationPhase::Unspecified {
+                return Ok(Exit::Done);
+            }
+            let left = text::distance(status.deadline, status.now);
+            progress.set("phase", &format!("{}; the deadline is {left}", phase(&status)));
+            for node in &status.nodes {
+                progress.set(&node.name, &line(node));
+            }
+            tokio::time::sleep(wait::POLL).await;
+        }
+    };
+    let help = "'bulkhead cluster ca status' shows how far it is";
+    wait::bounded(options.patience, "cluster ca rotate", help, ended).await?;
+    let status = ask(&mut app.connect()?).await?;
+    show(&status, app)
+}
+
+fn phase(status: &RotationStatus) -> &'static str {
+    match status.phase() {
+        RotationPhase::Unspecified => "no rotation is under way",
+        RotationPhase::Bundle => "every node learns to trust the new root; the old one signs",
+        RotationPhase::Issue => "the new root signs; every node renews its certificate",
+    }
+}
+
+fn line(node: &RotationNode) -> String {
+    let trusts = if node.trusts {
+        "trusts the new root"
+    } else {
+        "trusts the old root"
+    };
+    let uses = if node.uses {
+        "has a new certificate"
+    } else {
+        "has an old certificate"
+    };
+    match node.lags.as_str() {
+        "" => format!("{trusts}, {uses}"),
+        lags => format!("{trusts}, {uses}: {lags}"),
+    }
+}
+
+fn root(id: &[u8]) -> String {
+    bulkhead_proto::KeyId::try_from(id).map_or_else(|_| "-".into(), |id| id.to_string()[..16].to_owned())
+}
+
+fn people(status: &RotationStatus) -> String {
+    let mut out = String::new();
+    let mut say = |key: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{key:<10}{value}");
+    };
+    say("root", format!("{} signs", root(&status.issuer)));
+    say("rotation", phase(status).to_owned());
+    if status.phase() != RotationPhase::Unspecified {
+        say("new root", root(&status.next));
+        say("deadline", text::distance(status.deadline, status.now));
+    }
+    if status.former_until != 0 {
+        let until = text::distance(status.former_until, status.now);
+        say(
+            "away",
+            format!("a node that knows only the former root may come back by its key; that ends {until}"),
+        );
+    }
+    if status.nodes.is_empty() {
+        return out;
+    }
+    let mark = |yes: bool, text: &str| if yes { text.to_owned() } else { "-".into() };
+    let rows: Vec<Vec<String>> = status
+        .nodes
+        .iter()
+        .map(|node| {
+            vec![
+                node.name.clone(),
+                text::role(node.role()).to_owned(),
+                mark(node.trusts, "yes"),
+                mark(node.uses, "yes"),
+                mark(node.waited_for, "yes"),
+                node.lags.clone(),
+            ]
+        })
+        .collect();
+    out.push('\n');
+    out.push_str(&table(
+        &[
+            "NODE",
+            "ROLE",
+            "TRUSTS NEW",
+            "USES NEW",
+            "WAITED FOR",
+            "WHY NOT YET",
+        ],
+        rows.iter().map(Vec::as_slice),
+    ));
+    out
+}
+
+fn json(status: &RotationStatus) -> Value {
+    let phase = match status.phase() {
+        RotationPhase::Unspecified => Value::Null,
+        RotationPhase::Bundle => "bundle".into(),
+        RotationPhase::Issue => "issue".into(),
+    };
+    let time = |ms: i64| if ms == 0 { Value::Null } else { text::time(ms) };
+    json!({
+        "index": status.index,
+        "phase": phase,
+        "issuer": root(&status.issuer),
+        "new_root": (!status.next.is_empty()).then(|| root(&status.next)),
+        "started_at": time(status.started_at),
+        "deadline": time(status.deadline),
+        "former_until": time(status.former_until),
+        "nodes": status.nodes.iter().map(|node| json!({
+            "id": text::id(&node.node_id), "name": node.name, "role": text::role(node.role()),
+            "trusts": node.trusts, "uses": node.uses, "waited_for": node.waited_for, "lags": node.lags,
+        })).collect::<Vec<_>>(),
+    })
+}

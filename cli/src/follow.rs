@@ -1,0 +1,74 @@
+//! An operator's own part in the life of certificates: the context trusts what the cluster trusts, its certificate is
+//! renewed while it is used, and one whose root was rotated away comes back by its key.
+
+use std::time::Duration;
+
+use bulkhead_identity::comeback::come_back;
+use bulkhead_identity::seam::{Entropy as _, SystemEntropy};
+use bulkhead_identity::{Bundle, Credentials, Key, renewal};
+use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
+use bulkhead_proto::wire::{ClusterStatus, EnrolResponse, RenewRequest};
+use tokio::time::timeout;
+use tonic::transport::Channel;
+
+use crate::context::Context;
+use crate::output::text;
+
+/// A command does not wait longer for what it does not need itself.
+const CALL: Duration = Duration::from_secs(5);
+
+/// Brings the context's key file up to what the cluster says; whether it changed. What fails is tried by the next
+/// command: nothing that this one does depends on it.
+pub(crate) async fn follow(context: &Context, channel: Channel, status: &ClusterStatus) -> bool {
+    let followed = timeout(CALL, brought_up(context, channel, status)).await;
+    matches!(followed, Ok(Ok(true)))
+}
+
+async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus) -> anyhow::Result<bool> {
+    let mut changed = false;
+    let mut current = context.identity()?.current();
+    if !status.roots.is_empty() && current.bundle.ders() != status.roots {
+        let bundle = Bundle::from_ders(status.roots.clone())?;
+        current = context.replace(current.with_bundle(bundle)?)?;
+        changed = true;
+    }
+    let signs = current
+        .bundle
+        .roots()
+        .iter()
+        .find(|root| root.key_id().to_wire() == status.issuer);
+    let other_root = signs.is_some_and(|root| !root.is_issuer_of(&current.certificate));
+    let certificate = &current.certificate;
+    let due = renewal::due_at(certificate.not_before_ms(), certificate.not_after_ms(), 0);
+    if other_root || text::now_ms() >= due {
+        let key = Key::generate()?;
+        let mut request_id = vec![0; 16];
+        SystemEntropy.fill(&mut request_id)?;
+        let request = RenewRequest {
+            csr: key.csr()?,
+            request_id,
+        };
+        let answer = DispatcherClient::new(channel).renew(request).await?.into_inner();
+        context.replace(Credentials {
+            key,
+            certificate: bulkhead_identity::Certificate::from_der(&answer.certificate)?,
+            chain: answer.chain,
+            bundle: Bundle::from_ders(answer.roots)?,
+        })?;
+        changed = true;
+    }
+    Ok(changed)
+}
+
+/// Asks each manager in turn to take this operator back; whether one did.
+pub(crate) async fn come_back_by_key(context: &Context, addresses: &[String]) -> Option<EnrolResponse> {
+    let current = context.identity().ok()?.current();
+    for address in addresses {
+        if let Ok(returned) = come_back(&current, address, &SystemEntropy).await
+            && context.replace(returned.credentials).is_ok()
+        {
+            return Some(returned.answer);
+        }
+    }
+    None
+}

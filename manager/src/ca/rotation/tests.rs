@@ -1,0 +1,258 @@
+use bulkhead_identity::authority::Authority;
+use bulkhead_proto::wire::Transaction;
+use prost::Message as _;
+
+use super::*;
+
+const NOW: i64 = 1_700_000_000_000;
+const DEADLINE: i64 = NOW + 60_000;
+
+/// How far a node is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
+enum At {
+    Old,
+    Trusts,
+    Uses,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Here {
+    role: Role,
+    at: At,
+    down: bool,
+}
+
+struct Roots {
+    old: Vec<u8>,
+    new: Vec<u8>,
+}
+
+fn roots() -> Roots {
+    let cluster = ClusterId::from_bytes([9; 16]);
+    let root = || {
+        Authority::generate(cluster, NOW)
+            .expect("a root")
+            .root_der()
+            .to_vec()
+    };
+    Roots {
+        old: root(),
+        new: root(),
+    }
+}
+
+fn id(root: &[u8]) -> Vec<u8> {
+    trust::key_id(root).expect("a root").to_wire()
+}
+
+fn rotation(roots: &Roots, phase: RotationPhase, cross: &[u8]) -> Rotation {
+    Rotation {
+        phase: phase.into(),
+        root: roots.new.clone(),
+        root_key: Some(bulkhead_proto::wire::Sealed {
+            epoch: 2,
+            ..Default::default()
+        }),
+        cross: cross.to_vec(),
+        started_at: NOW,
+        deadline: DEADLINE,
+    }
+}
+
+fn cluster(roots: &Roots, rotation: Option<Rotation>) -> Cluster {
+    Cluster {
+        id: vec![9; 16],
+        root_certificate: roots.old.clone(),
+        root_key: Some(bulkhead_proto::wire::Sealed {
+            epoch: 1,
+            ..Default::default()
+        }),
+        rotation,
+        ..Default::default()
+    }
+}
+
+fn state(cluster: Cluster, nodes: &[Here], new_root: &[u8], old_root: &[u8]) -> State {
+    let nodes = nodes.iter().zip(1u8..).map(|(here, n)| {
+        let trusts = match here.at {
+            At::Old => vec![old_root.to_vec()],
+            At::Trusts | At::Uses => vec![old_root.to_vec(), new_root.to_vec()],
+        };
+        Any::Node(Node {
+            id: vec![n; 16],
+            name: format!("node-{n}"),
+            role: here.role.into(),
+            status: match here.down {
+                true => NodeStatus::Down,
+                false => NodeStatus::Ready,
+            }
+            .into(),
+            trusts,
+            issuer: match here.at {
+                At::Uses => new_root.to_vec(),
+                At::Old | At::Trusts => old_root.to_vec(),
+            },
+            ..Default::default()
+        })
+    });
+    let transaction = Transaction {
+        level: 1,
+        request_id: vec![7; 16],
+        changes: std::iter::once(Any::Cluster(cluster))
+            .chain(nodes)
+            .map(|any| Change {
+                change: Some(Step::Create(view::object(any))),
+            })
+            .collect(),
+        ..Default::default()
+    };
+    let mut state = State::default();
+    let applied = state
+        .apply(1, 1, &transaction.encode_to_vec())
+        .expect("a known level");
+    assert_eq!(applied.outcome.rejection, None);
+    state
+}
+
+/// Every way in which three managers and two workers can stand, in both phases, before and after the deadline.
+#[test]
+fn a_phase_ends_when_all_who_are_up_are_through_or_late_and_a_majority_of_managers_is() {
+    let roots = roots();
+    let (old, new) = (id(&roots.old), id(&roots.new));
+    let roles = [
+        Role::Manager,
+        Role::Manager,
+        Role::Manager,
+        Role::Worker,
+        Role::Worker,
+    ];
+    let (mut moved, mut waited) = (0, 0);
+    for code in 0..6_usize.pow(5) {
+        let here: Vec<Here> = (0..5)
+            .map(|n| {
+                let digit = code / 6_usize.pow(n) % 6;
+                Here {
+                    role: roles[n as usize],
+                    at: [At::Old, At::Trusts, At::Uses][digit % 3],
+                    down: digit >= 3,
+                }
+            })
+            .collect();
+        for (phase, needs) in [
+            (RotationPhase::Bundle, At::Trusts),
+            (RotationPhase::Issue, At::Uses),
+        ] {
+            let cluster = cluster(&roots, Some(rotation(&roots, phase, b"cross")));
+            let state = state(cluster.clone(), &here, &new, &old);
+            let through = |here: &&Here| here.at >= needs;
+            let managers = here[..3].iter().filter(through).count();
+            let all = here.iter().filter(|it| !it.down).all(|it| it.at >= needs);
+            for late in [false, true] {
+                let now = if late { DEADLINE } else { DEADLINE - 1 };
+                // One that is down but was through before still counts for the majority: it has what it needs.
+                let due = managers >= 2 && (all || late);
+                let next = next(&state, &cluster, now);
+                assert_eq!(next.is_some(), due, "{here:?} {phase:?} late {late}");
+                *if due { &mut moved } else { &mut waited } += 1;
+            }
+        }
+    }
+    assert!(moved > 1_000 && waited > 1_000, "{moved} {waited}");
+}
+
+#[test]
+fn a_rotation_ends_with_exactly_the_new_root_and_its_key() {
+    let roots = roots();
+    let (old, new) = (id(&roots.old), id(&roots.new));
+    let through = [Here {
+        role: Role::Manager,
+        at: At::Uses,
+        down: false,
+    }];
+    let begun = cluster(&roots, Some(rotation(&roots, RotationPhase::Bundle, b"cross")));
+    assert_eq!(trust::roots(&begun), [roots.old.clone(), roots.new.clone()]);
+    assert_eq!(trust::issuer(&begun).0, roots.old);
+    assert!(trust::chain(&begun).is_empty());
+
+    let (issuing, _) = next(&state(begun.clone(), &through, &new, &old), &begun, NOW).expect("due");
+    assert_eq!(trust::roots(&issuing).len(), 2);
+    assert_eq!(trust::issuer(&issuing).0, roots.new);
+    assert_eq!(trust::issuer(&issuing).1.map(|sealed| sealed.epoch), Some(2));
+    assert_eq!(trust::chain(&issuing), [b"cross".to_vec()]);
+    assert_eq!(trust::named(&issuing), roots.old);
+
+    let (ended, _) = next(&state(issuing.clone(), &through, &new, &old), &issuing, NOW).expect("due");
+    assert_eq!(trust::roots(&ended), [roots.new.clone()]);
+    assert_eq!(trust::issuer(&ended).1.map(|sealed| sealed.epoch), Some(2));
+    assert_eq!(trust::chain(&ended), [b"cross".to_vec()], "for who was away");
+    assert_eq!(trust::named(&ended), roots.new);
+    let former = ended.former.as_ref().expect("the old root");
+    assert_eq!((&former.root, ended.rotation.as_ref()), (&roots.old, None));
+
+    let after = state(ended.clone(), &through, &new, &old);
+    assert!(next(&after, &ended, former.until - 1).is_none());
+    let (forgotten, _) = next(&after, &ended, former.until).expect("due");
+    assert_eq!(
+        (trust::chain(&forgotten), forgotten.former.as_ref()),
+        (Vec::new(), None)
+    );
+    assert!(
+        next(
+            &state(forgotten.clone(), &through, &new, &old),
+            &forgotten,
+            i64::MAX
+        )
+        .is_none()
+    );
+}
+
+#[test]
+fn nothing_leads_from_a_compromised_root_to_the_new_one() {
+    let roots = roots();
+    let (old, new) = (id(&roots.old), id(&roots.new));
+    let through = [Here {
+        role: Role::Manager,
+        at: At::Uses,
+        down: false,
+    }];
+    let begun = cluster(&roots, Some(rotation(&roots, RotationPhase::Issue, b"")));
+    assert!(trust::chain(&begun).is_empty());
+    assert_eq!(trust::named(&begun), roots.new);
+    let (ended, _) = next(&state(begun.clone(), &through, &new, &old), &begun, NOW).expect("due");
+    assert!(trust::chain(&ended).is_empty());
+    assert_eq!(
+        ended.former.map(|former| former.root),
+        Some(roots.old),
+        "what it proved is closed"
+    );
+}
+
+#[test]
+fn the_status_says_of_each_node_why_it_lags() {
+    let roots = roots();
+    let (old, new) = (id(&roots.old), id(&roots.new));
+    let node = |role, at, down| Here { role, at, down };
+    let nodes = [
+        node(Role::Manager, At::Uses, false),
+        node(Role::Worker, At::Trusts, false),
+        node(Role::Worker, At::Trusts, true),
+        node(Role::Operator, At::Old, false),
+    ];
+    let cluster = cluster(&roots, Some(rotation(&roots, RotationPhase::Issue, b"cross")));
+    let status = status(&state(cluster, &nodes, &new, &old), NOW);
+    let said: Vec<(&str, bool)> = status
+        .nodes
+        .iter()
+        .map(|node| (node.lags.as_str(), node.waited_for))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("", true),
+            ("has no certificate of the new root yet", true),
+            ("is down; it comes back by its key", false),
+            ("renews with its next command", false),
+        ]
+    );
+    assert_eq!((status.issuer, status.next), (new.clone(), new));
+}
