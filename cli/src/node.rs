@@ -2,8 +2,8 @@
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    Availability, ClusterStatus, Label, ListRequest, ListTasksRequest, Node, NodeStatus, RemoveRequest, Role,
-    TaskState, UpdateNodeRequest,
+    Availability, ClusterStatus, GetExposureRequest, Label, ListRequest, ListTasksRequest, Node, NodeStatus,
+    RemoveRequest, Role, TaskState, UpdateNodeRequest,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use crate::connection::{Connection, pages};
 use crate::field;
 use crate::output::{Filters, Listing, Row, text};
 use crate::refusal::{Code, Exit, Refusal};
+use crate::secret;
 use crate::wait::{self, Patience};
 
 /// What can be done with nodes.
@@ -29,6 +30,9 @@ pub(crate) enum NodeVerb {
         /// Names, ids or unique prefixes of ids
         #[arg(required = true, value_name = "NODE")]
         nodes: Vec<String>,
+        /// Also which secrets they hold, or held, and by which rule
+        #[arg(long)]
+        exposure: bool,
     },
     /// Changes a node's labels
     Update(Update),
@@ -93,12 +97,22 @@ fn availability(text: &str) -> Result<Availability, String> {
 pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refusal> {
     match verb {
         NodeVerb::Ls { filters } => ls(app, &filters).await?,
-        NodeVerb::Inspect { nodes } => {
+        NodeVerb::Inspect { nodes, exposure } => {
             let mut connection = app.connect()?;
             let status = connection.status().await?;
             let mut found = Vec::new();
             for selector in &nodes {
-                found.push(json(&one(&mut connection, selector).await?, &status));
+                let mut node = json(&one(&mut connection, selector).await?, &status);
+                if exposure {
+                    let request = GetExposureRequest {
+                        node: selector.clone(),
+                        ..Default::default()
+                    };
+                    let exposed =
+                        secret::exposure(&mut connection, &format!("node {selector}"), request).await?;
+                    node["exposure"] = exposed.iter().map(secret::exposed_json).collect();
+                }
+                found.push(node);
             }
             app.inspect(&found)?;
         }

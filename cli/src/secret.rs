@@ -4,13 +4,15 @@ use std::io::Read;
 use std::path::PathBuf;
 
 use bulkhead_proto::limits;
-use bulkhead_proto::wire::{CreateSecretRequest, Label, ListRequest, RemoveRequest, Secret};
+use bulkhead_proto::wire::{
+    CreateSecretRequest, ExposedSecret, GetExposureRequest, Label, ListRequest, RemoveRequest, Secret,
+};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::app::App;
-use crate::connection::pages;
+use crate::connection::{Connection, pages};
 use crate::field;
 use crate::node::absent;
 use crate::output::{Filters, Listing, Row, text};
@@ -42,6 +44,13 @@ pub(crate) enum SecretVerb {
         #[arg(required = true, value_name = "SECRET")]
         secrets: Vec<String>,
     },
+    /// Shows which nodes hold a secret, since when and by which rule, and which did
+    Trace {
+        /// Name, id or unique prefix of an id
+        secret: String,
+        #[command(flatten)]
+        filters: Filters,
+    },
     /// Removes secrets that no service uses
     #[command(visible_alias = "remove")]
     Rm {
@@ -53,6 +62,37 @@ pub(crate) enum SecretVerb {
 
 pub(crate) fn name(text: &str) -> Result<String, String> {
     field::object_name(text).map_err(|e| e.one_line())
+}
+
+/// Which nodes hold which secrets.
+pub(crate) async fn exposure(
+    connection: &mut Connection,
+    place: &str,
+    request: GetExposureRequest,
+) -> Result<Vec<ExposedSecret>, Refusal> {
+    let answer = connection
+        .ask(place, async |mut c| c.get_exposure(request.clone()).await)
+        .await?;
+    Ok(answer.secrets)
+}
+
+fn rule(it: &ExposedSecret) -> String {
+    format!(
+        "service {name} uses it, and task {name}.{} was assigned there",
+        it.slot,
+        name = it.service_name
+    )
+}
+
+/// One node's hold of one secret, as scripts read it.
+pub(crate) fn exposed_json(it: &ExposedSecret) -> Value {
+    json!({
+        "secret": it.secret_name, "secret_id": text::id(&it.secret_id),
+        "node": it.node_name, "node_id": text::id(&it.node_id),
+        "service": it.service_name, "task_id": text::id(&it.task_id),
+        "since": text::time(it.since), "until": (it.until != 0).then(|| text::time(it.until)),
+        "now": it.until == 0, "rule": rule(it),
+    })
 }
 
 pub(crate) async fn run(verb: SecretVerb, app: &mut App<'_>) -> Result<Exit, Refusal> {
@@ -113,6 +153,34 @@ pub(crate) async fn run(verb: SecretVerb, app: &mut App<'_>) -> Result<Exit, Ref
                 rows: secrets.iter().map(row).collect(),
             };
             app.list(listing, &filters)?;
+        }
+        SecretVerb::Trace { secret, filters } => {
+            let request = GetExposureRequest {
+                secret: secret.clone(),
+                ..Default::default()
+            };
+            let exposed = exposure(&mut app.connect()?, &format!("secret {secret}"), request).await?;
+            let now = text::now_ms();
+            let row = |it: &ExposedSecret| Row {
+                cells: vec![
+                    it.node_name.clone(),
+                    text::distance(it.since, now),
+                    match it.until {
+                        0 => "holds it now".into(),
+                        until => format!("until {}", text::distance(until, now)),
+                    },
+                    rule(it),
+                ],
+                id: text::id(&it.node_id),
+                json: exposed_json(it),
+            };
+            let listing = Listing {
+                headers: &["NODE", "SINCE", "NOW", "RULE"],
+                keys: &["node", "service", "now"],
+                rows: exposed.iter().map(row).collect(),
+            };
+            app.list(listing, &filters)?;
+            app.say("managers hold every secret, sealed; older tasks than a service's history are not known");
         }
         SecretVerb::Inspect { secrets } => {
             let mut connection = app.connect()?;

@@ -156,6 +156,7 @@ impl Method {
             | Method::ControlCreateSecret
             | Method::ControlListSecrets
             | Method::ControlRemoveSecret
+            | Method::ControlGetExposure
             | Method::ControlCreateService
             | Method::ControlUpdateService
             | Method::ControlListServices

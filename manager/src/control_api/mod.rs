@@ -6,6 +6,7 @@
 mod change;
 mod check;
 mod cluster;
+mod exposure;
 mod health;
 mod images;
 mod logs;
@@ -391,6 +392,10 @@ impl Service for Control {
         self.change::<wire::Secret>(&actor, &request.request_id, decide)
             .await
             .map(Response::new)
+    }
+
+    async fn get_exposure(&self, request: Request<wire::GetExposureRequest>) -> Answer<wire::Exposure> {
+        exposure::exposure(&self.state(), &request.into_inner()).map(Response::new)
     }
 
     async fn create_service(&self, request: Request<wire::CreateServiceRequest>) -> Answer<ChangeResponse> {

@@ -214,11 +214,16 @@ fn as_told(task: &Task, wanted: Wanted) -> Task {
     }
 }
 
+/// Whether the task may still run: then its node has what it needs.
+pub fn may_still_run(task: &Task) -> bool {
+    wanted(task).desired < i32::from(DesiredState::Shutdown)
+}
+
 /// Whether a task of this node that may still run is made of an image with this blob.
 pub fn needs_blob(state: &State, node: NodeId, digest: &Digest) -> bool {
     let id = digest.as_bytes();
     view::tasks_of(state, node)
-        .filter(|task| wanted(task).desired < i32::from(DesiredState::Shutdown))
+        .filter(|task| may_still_run(task))
         .filter_map(|task| {
             let (_, spec) = view::spec_of(state, task)?;
             view::image(state, ImageId::try_from(spec.image_id.as_slice()).ok()?)
@@ -234,7 +239,7 @@ pub fn needs_blob(state: &State, node: NodeId, digest: &Digest) -> bool {
 /// Whether a task of this node that may still run uses this secret: asked once more, right before it leaves.
 pub fn needs_secret(state: &State, node: NodeId, secret: SecretId) -> bool {
     view::tasks_of(state, node)
-        .filter(|task| wanted(task).desired < i32::from(DesiredState::Shutdown))
+        .filter(|task| may_still_run(task))
         .filter_map(|task| view::spec_of(state, task))
         .any(|(_, spec)| spec.secrets.iter().any(|it| it.secret_id == secret.as_bytes()))
 }
