@@ -73,13 +73,15 @@ pub fn plan(state: &State, now_ms: i64) -> Option<(Precondition, Change, &'stati
 }
 
 fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'static str)> {
-    let mut new = cluster.clone();
     let Some(rotation) = &cluster.rotation else {
         // Who was away longer than this joins again with a ticket.
         if cluster.former.as_ref()?.until > now_ms {
             return None;
         }
-        new.former = None;
+        let new = Cluster {
+            former: None,
+            ..cluster.clone()
+        };
         return Some((new, "the former root is forgotten"));
     };
     let nodes: Vec<RotationNode> = nodes(state, cluster).collect();
@@ -90,6 +92,7 @@ fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'sta
     if done <= managers().count() / 2 || (waits && now_ms < rotation.deadline) {
         return None;
     }
+    let mut new = cluster.clone();
     if rotation.phase() == RotationPhase::Bundle {
         new.rotation = Some(Rotation {
             phase: RotationPhase::Issue.into(),

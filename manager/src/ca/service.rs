@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use super::admission::{self, Admission, Ask};
 use super::limiter::Limiter;
 use super::renewal::{self, Renewal};
-use super::trust::{chain, roots};
+use super::trust::{self, chain, roots};
 use super::{Ca, CaError, Validity, committed, manager_addresses};
 use crate::authz::Principal;
 use crate::freshness::Fresh;
@@ -137,11 +137,14 @@ impl EnrolmentService {
         key: &PublicKey,
         request: RequestId,
     ) -> Result<(), Status> {
-        let now = self.0.clock.monotonic();
-        if !self.0.renewals.allows(node, now) {
-            return Err(too_often("this node renewed too often"));
+        // What a rotation asks of a node is once for each root.
+        if !trust::is_due(&self.0.replica.state(), node) {
+            let now = self.0.clock.monotonic();
+            if !self.0.renewals.allows(node, now) {
+                return Err(too_often("this node renewed too often"));
+            }
+            self.0.renewals.spend(node, now);
         }
-        self.0.renewals.spend(node, now);
         for _ in 0..ATTEMPTS {
             self.fresh()?;
             let state = self.0.replica.state();

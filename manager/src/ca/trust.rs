@@ -1,8 +1,12 @@
 //! What the cluster object says of roots: who trusts which, which one signs, and what certificates are handed out with.
 
+use bulkhead_identity::Certificate;
 use bulkhead_identity::bundle::{Root, RootError};
-use bulkhead_proto::KeyId;
 use bulkhead_proto::wire::{Cluster, Rotation, RotationPhase, Sealed};
+use bulkhead_proto::{KeyId, NodeId};
+use bulkhead_raft::state::State;
+
+use crate::view;
 
 /// The roots that nodes trust, oldest first.
 pub fn roots(cluster: &Cluster) -> Vec<Vec<u8>> {
@@ -24,8 +28,8 @@ pub fn issuer(cluster: &Cluster) -> (&[u8], Option<&Sealed>) {
 pub fn chain(cluster: &Cluster) -> Vec<Vec<u8>> {
     let cross = match (issuing(cluster), &cluster.former) {
         (Some(rotation), _) => &rotation.cross,
-        (None, Some(former)) if cluster.rotation.is_none() => &former.cross,
-        _ => return Vec::new(),
+        (None, Some(former)) => &former.cross,
+        (None, None) => return Vec::new(),
     };
     (!cross.is_empty()).then(|| cross.clone()).into_iter().collect()
 }
@@ -45,6 +49,17 @@ pub fn named(cluster: &Cluster) -> &[u8] {
 /// Where it is no root.
 pub fn key_id(root: &[u8]) -> Result<KeyId, RootError> {
     Ok(Root::from_der(root)?.key_id())
+}
+
+/// Whether the newest certificate of a node is of another root than the one that signs.
+pub fn is_due(state: &State, node: NodeId) -> bool {
+    let newest = view::node(state, node).and_then(|node| node.keys.last());
+    let certificate = newest.and_then(|key| Certificate::from_der(&key.certificate).ok());
+    let root = view::cluster(state).and_then(|cluster| Root::from_der(issuer(cluster).0).ok());
+    match (certificate, root) {
+        (Some(certificate), Some(root)) => !root.is_issuer_of(&certificate),
+        _ => false,
+    }
 }
 
 fn issuing(cluster: &Cluster) -> Option<&Rotation> {

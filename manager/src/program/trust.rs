@@ -35,29 +35,29 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
         let ticked = tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            _ = ticks.tick() => true,
             changed = applied.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 false
             }
-            _ = ticks.tick() => true,
         };
         let state = member.replica.state();
         let version = view::cluster(&state)
             .and_then(|it| it.meta.as_ref())
             .map(|it| it.version);
-        if !ticked && version == seen {
-            continue;
-        }
-        seen = version;
-        if let Some(cluster) = view::cluster(&state)
-            && let Err(error) = once(member, cluster).await
-        {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the roots or the certificate could not be changed"
-            );
+        // What a replica that is catching up shows is the past: roots that were dropped since are not to be trusted.
+        if member.fresh.is_fresh() && (ticked || version != seen) {
+            seen = version;
+            if let Some(cluster) = view::cluster(&state)
+                && let Err(error) = once(member, cluster).await
+            {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the roots or the certificate could not be changed"
+                );
+            }
         }
         let alone = member.fresh.stale_for() > ALONE && asked.is_none_or(|at| at.elapsed() > AGAIN);
         if ticked && alone {

@@ -3,6 +3,7 @@
 
 mod idle;
 mod kill;
+mod rotate;
 mod tasks;
 mod tools;
 mod up;
@@ -31,6 +32,8 @@ pub(crate) enum Part {
     Worker,
     /// The leader is killed
     Kill,
+    /// The root rolls
+    Rotate,
     /// Durable replicated writes, beside etcd
     Write,
     /// The log store alone
@@ -77,6 +80,7 @@ impl Bench {
             Part::Tasks => Box::pin(tasks::measure(self)).await,
             Part::Worker => Box::pin(worker::measure(self)).await,
             Part::Kill => Box::pin(kill::measure(self)).await,
+            Part::Rotate => Box::pin(rotate::measure(self)).await,
             Part::Write => Box::pin(write::measure(self)).await,
             Part::Log => tools::log_store(self).await,
             Part::Start => tools::task_start().await,
