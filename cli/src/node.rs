@@ -50,6 +50,14 @@ pub(crate) enum NodeVerb {
     Pause(Which),
     /// Gives nodes tasks again
     Activate(Which),
+    /// Cuts off nodes that are not trusted any more, and lists the secrets that they held
+    Quarantine {
+        #[command(flatten)]
+        which: Which,
+        /// Even a manager of the quorum that is lost for good
+        #[arg(long)]
+        force: bool,
+    },
     /// Removes nodes from the cluster for ever
     #[command(visible_alias = "remove")]
     Rm {
@@ -138,6 +146,12 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
         }
         NodeVerb::Pause(which) => set(app, &which, Availability::Pause).await?,
         NodeVerb::Activate(which) => set(app, &which, Availability::Active).await?,
+        NodeVerb::Quarantine { which, force } => {
+            app.confirm(&format!("Cut off {} for ever?", which.nodes.join(", ")))?;
+            for selector in which.nodes {
+                quarantine(app, selector, force).await?;
+            }
+        }
         NodeVerb::Rm { which, force } => {
             app.confirm(&format!("Remove {} for ever?", which.nodes.join(", ")))?;
             let mut connection = app.connect()?;
@@ -156,6 +170,38 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
         }
     }
     Ok(Exit::Done)
+}
+
+/// Cuts one node off, and says which secrets are no secrets any more.
+async fn quarantine(app: &mut App<'_>, selector: String, force: bool) -> Result<(), Refusal> {
+    let mut connection = app.connect()?;
+    let place = format!("node {selector}");
+    let held = GetExposureRequest {
+        node: selector.clone(),
+        ..Default::default()
+    };
+    let request = RemoveRequest {
+        request_id: text::new_id().to_vec(),
+        selector,
+        force,
+    };
+    let answer = connection
+        .change(&place, async |mut c| c.quarantine_node(request.clone()).await)
+        .await?;
+    app.print(&format!("{}\n", text::id(&answer.id)))?;
+    let exposed = secret::exposure(&mut connection, &place, held).await?;
+    let mut names: Vec<&str> = exposed.iter().map(|it| it.secret_name.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    app.say(&match names.as_slice() {
+        [] => format!("{place} is cut off; it held no secret that is known of"),
+        names => format!(
+            "{place} is cut off; it held: {}\nreplace each: store the new value under a new name, and update the services \
+             that use it ('bulkhead secret trace NAME' lists them)",
+            names.join(", ")
+        ),
+    });
+    Ok(())
 }
 
 async fn set(app: &mut App<'_>, which: &Which, availability: Availability) -> Result<(), Refusal> {
@@ -310,6 +356,7 @@ fn state(node: &Node) -> &'static str {
 
 fn availability_word(node: &Node) -> &'static str {
     match node.availability() {
+        _ if node.quarantined_at != 0 => "quarantine",
         Availability::Unspecified | Availability::Active => "active",
         Availability::Pause => "pause",
         Availability::Drain => "drain",

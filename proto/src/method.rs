@@ -147,6 +147,7 @@ impl Method {
             | Method::ControlListNodes
             | Method::ControlUpdateNode
             | Method::ControlRemoveNode
+            | Method::ControlQuarantineNode
             | Method::ControlCreateTicket
             | Method::ControlListTickets
             | Method::ControlRevokeTicket

@@ -127,7 +127,8 @@ fn judged(node: &Node, phase: RotationPhase, root: Option<KeyId>) -> RotationNod
     let uses = is(&node.issuer);
     let down = node.status() == NodeStatus::Down;
     // An operator speaks only while a command runs, and comes back by itself with the next one.
-    let waited_for = !down && node.role() != Role::Operator;
+    let cut_off = node.quarantined_at != 0;
+    let waited_for = !down && !cut_off && node.role() != Role::Operator;
     let lags = match phase {
         RotationPhase::Bundle if !trusts => "does not trust the new root yet",
         RotationPhase::Issue if !uses => "has no certificate of the new root yet",
@@ -135,6 +136,7 @@ fn judged(node: &Node, phase: RotationPhase, root: Option<KeyId>) -> RotationNod
     };
     let lags = match (lags, down, node.role()) {
         ("", ..) => String::new(),
+        _ if cut_off => "is in quarantine".to_owned(),
         (_, _, Role::Operator) => "renews with its next command".to_owned(),
         (_, true, _) => "is down; it comes back by its key".to_owned(),
         (lags, ..) => lags.to_owned(),

@@ -302,6 +302,15 @@ impl Service for Control {
             .map(Response::new)
     }
 
+    async fn quarantine_node(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let members = self.0.replica.members();
+        let decide = |state: &State| nodes::quarantine(state, &request, &members, self.now());
+        self.change::<wire::Node>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
     async fn create_ticket(
         &self,
         request: Request<wire::CreateTicketRequest>,

@@ -30,6 +30,20 @@ pub(super) fn update(state: &State, request: &UpdateNodeRequest) -> Result<Decis
             "name a worker; the host's worker is a node of its own",
         ));
     }
+    if availability != Availability::Unspecified && node.quarantined_at != 0 {
+        return Err(refuse(
+            Code::Invalid,
+            tonic::Code::FailedPrecondition,
+            format!(
+                "node {} is in quarantine: its keys are dead for ever",
+                label(node)
+            ),
+            format!(
+                "`bulkhead node rm {}`, and join the machine again with a new ticket once it is trusted",
+                node.name
+            ),
+        ));
+    }
     check::labels(&request.label_add)?;
     let mut new = node.clone();
     if availability != Availability::Unspecified {
@@ -61,16 +75,7 @@ pub(super) fn remove(
     now_ms: i64,
 ) -> Result<Decision, Status> {
     let node = NODES.find(state, &request.selector)?;
-    let is_member = node.role() == Role::Manager && raft.nodes.contains_key(&node.member_id);
-    if is_member && !(request.force && is_lost(node.member_id, raft)) {
-        return Err(refuse(
-            Code::Unsafe,
-            tonic::Code::FailedPrecondition,
-            format!("manager {} is a member of the cluster's quorum", label(node)),
-            "let it leave: `bulkhead cluster leave` on its host; if that is lost for good, repeat with --force at the \
-             leading manager",
-        ));
-    }
+    no_member(node, request, raft)?;
     if node.role() == Role::Worker && node.status() == NodeStatus::Ready && !request.force {
         let key = node.id().try_into().map(|id| Key::new(Node::KIND, id));
         let tasks = key.map_or(0, |key| state.referrers(key, Task::KIND).count());
@@ -85,6 +90,43 @@ pub(super) fn remove(
         ));
     }
     Ok(gone(state, node, now_ms)?.into())
+}
+
+/// Cuts a worker off that is not trusted any more, or a manager that has left Raft or is lost: its keys are dead, its
+/// tasks are lost, and its record stays to say what it held.
+pub(super) fn quarantine(
+    state: &State,
+    request: &RemoveRequest,
+    raft: &Members,
+    now_ms: i64,
+) -> Result<Decision, Status> {
+    let node = NODES.find(state, &request.selector)?;
+    if node.quarantined_at != 0 {
+        return Ok(Decision::done(node));
+    }
+    no_member(node, request, raft)?;
+    let mut plan = Plan::about(&node.id).unless_changed(node);
+    plan.changes = removal::quarantine(state, id(node)?, node, now_ms);
+    Ok(plan.into())
+}
+
+/// Refuses a manager that counts for the quorum.
+fn no_member(node: &Node, request: &RemoveRequest, raft: &Members) -> Result<(), Status> {
+    let is_member = node.role() == Role::Manager && raft.nodes.contains_key(&node.member_id);
+    if is_member && !(request.force && is_lost(node.member_id, raft)) {
+        return Err(refuse(
+            Code::Unsafe,
+            tonic::Code::FailedPrecondition,
+            format!("manager {} is a member of the cluster's quorum", label(node)),
+            "let it leave: `bulkhead cluster leave` on its host; if that is lost for good, repeat with --force at the \
+             leading manager",
+        ));
+    }
+    Ok(())
+}
+
+fn id(node: &Node) -> Result<NodeId, Status> {
+    NodeId::try_from(node.id()).map_err(|error| crate::refusal::internal("holds a malformed node", &error))
 }
 
 /// Whether a member is silent and the others decide without it. Only the leader knows; elsewhere nobody is lost.
@@ -109,10 +151,8 @@ pub(super) fn revoke(
 
 /// The node goes with all that is of it.
 fn gone(state: &State, node: &Node, now_ms: i64) -> Result<Plan, Status> {
-    let id = NodeId::try_from(node.id())
-        .map_err(|error| crate::refusal::internal("holds a malformed node", &error))?;
     let mut plan = Plan::about(&node.id).unless_changed(node);
-    plan.changes = removal::whole(state, id, node, now_ms);
+    plan.changes = removal::whole(state, id(node)?, node, now_ms);
     Ok(plan)
 }
 
@@ -218,6 +258,41 @@ mod tests {
             panic!("a cluster");
         };
         assert_eq!(cluster.tombstones[0].key_id, [9; 32]);
+    }
+
+    #[test]
+    fn a_node_in_quarantine_has_no_keys_and_stays_where_it_is() {
+        let mut state = state([
+            with_key(node(1, "one", Role::Worker)),
+            with_key(node(2, "boss", Role::Manager)),
+        ]);
+        let request = removal_of("one", false);
+        let decided = plan(quarantine(&state, &request, &Members::default(), 7).expect("planned"));
+        applied(&mut state, &request.request_id, decided);
+        let kept = NODES.find(&state, "one").expect("it stays").clone();
+        assert_eq!((kept.quarantined_at, kept.keys.len()), (7, 0));
+        assert_eq!(kept.availability(), Availability::Drain);
+        let again = quarantine(&state, &request, &Members::default(), 8).expect("done");
+        assert!(matches!(again, Decision::Done { .. }));
+        let mut back = update_of("one");
+        back.set_availability(Availability::Active);
+        let status = update(&state, &back).expect_err("for ever");
+        refused(&status, Code::Invalid, "in quarantine", "node rm one");
+        let member = NODES.find(&state, "boss").expect("there").member_id;
+        let at = bulkhead_raft::Member {
+            node: NodeId::from_bytes([2; 16]),
+            address: String::new(),
+        };
+        let raft = Members {
+            nodes: [(member, at)].into(),
+            ..Default::default()
+        };
+        let status = quarantine(&state, &removal_of("boss", false), &raft, 7).expect_err("a member");
+        refused(&status, Code::Unsafe, "quorum", "cluster leave");
+        // And `rm` takes it away for good.
+        let gone = plan(remove(&state, &removal_of("one", true), &Members::default(), 9).expect("planned"));
+        applied(&mut state, &[6; 16], gone);
+        assert!(NODES.find(&state, "one").is_err());
     }
 
     #[test]

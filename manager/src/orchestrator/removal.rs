@@ -9,6 +9,26 @@ use super::task;
 
 /// The record goes, its tasks are lost, and its keys are dead.
 pub fn whole(state: &State, id: NodeId, node: &wire::Node, now_ms: i64) -> Vec<wire::Change> {
+    let gone = Change::Delete(Key::new(wire::Kind::Node, *id.as_bytes()).to_wire());
+    ended(state, id, node, now_ms, gone)
+}
+
+/// The record stays and says since when: its tasks are lost, its keys are dead, and it is given nothing.
+pub fn quarantine(state: &State, id: NodeId, node: &wire::Node, now_ms: i64) -> Vec<wire::Change> {
+    let mut kept = wire::Node {
+        keys: Vec::new(),
+        quarantined_at: now_ms,
+        meta: None,
+        ..node.clone()
+    };
+    kept.set_availability(wire::Availability::Drain);
+    let kept = Change::Replace(wire::Object {
+        object: Some(Any::Node(kept)),
+    });
+    ended(state, id, node, now_ms, kept)
+}
+
+fn ended(state: &State, id: NodeId, node: &wire::Node, now_ms: i64, record: Change) -> Vec<wire::Change> {
     let dead = node.keys.iter().map(|key| {
         Change::AddTombstone(AddTombstone {
             tombstone: Some(Tombstone {
@@ -19,10 +39,9 @@ pub fn whole(state: &State, id: NodeId, node: &wire::Node, now_ms: i64) -> Vec<w
             }),
         })
     });
-    let gone = Change::Delete(Key::new(wire::Kind::Node, *id.as_bytes()).to_wire());
     let mut changes = of_node(state, id, now_ms);
     changes.extend(
-        dead.chain([gone])
+        dead.chain([record])
             .map(|change| wire::Change { change: Some(change) }),
     );
     changes

@@ -22,6 +22,7 @@ fn a_cluster_is_operated() {
     a_worker_leaves(&lab);
     a_manager_leaves_and_joins_again(&lab);
     operators_come_and_go(&lab);
+    a_worker_is_cut_off(&lab);
     images_are_shown_and_removed(&lab);
 }
 
@@ -216,6 +217,43 @@ fn operators_come_and_go(lab: &Lab) {
     assert!(!refused.out.contains("worker"), "{}", refused.whole());
     lab.ok("context rm -y bob");
     assert!(lab.ok("node ls").contains("manager-1"), "the others go on");
+}
+
+fn a_worker_is_cut_off(lab: &Lab) {
+    lab.secret("db", b"value");
+    lab.ok("service create -d --name db --replicas 2 --secret db web:1");
+    let tasks = lab.until_running("db", 2);
+    let node = text(&tasks[0], "node");
+    let held = lab.list("secret trace db");
+    assert_eq!(held.len(), 2, "{held:?}");
+    assert!(
+        held.iter().all(|it| it["now"] == true && it["service"] == "db"),
+        "{held:?}"
+    );
+    let log = lab.log(&node).len();
+    lab.run(&format!("node quarantine -y {node}")).says("it held: db");
+    eventually("its stream is closed and it is refused", || {
+        let log = &lab.log(&node)[log..];
+        log.contains("not listed in the cluster")
+            .then_some(())
+            .ok_or(log.to_owned())
+    });
+    let tasks = lab.until_running("db", 2);
+    assert!(
+        tasks.iter().all(|task| task["node"] != node.as_str()),
+        "{tasks:?}"
+    );
+    assert_eq!(lab.list("node ls --filter availability=quarantine").len(), 1);
+    lab.run(&format!("node activate {node}"))
+        .refused(2, "BH-E0066")
+        .says("in quarantine");
+    let exposure = &lab.json(&format!("node inspect --exposure {node}"))[0]["exposure"];
+    let exposure = exposure.as_array().expect("a list");
+    assert!(
+        !exposure.is_empty() && exposure.iter().all(|it| it["now"] == false),
+        "{exposure:?}"
+    );
+    lab.ok("service rm db");
 }
 
 fn images_are_shown_and_removed(lab: &Lab) {
