@@ -244,6 +244,11 @@ impl Connection {
         }
         match self.look().await {
             Err(refusal) if self.came_back(&refusal).await => self.look().await,
+            Err(refusal) => Err(self
+                .context
+                .as_ref()
+                .and_then(Context::has_ended)
+                .unwrap_or(refusal)),
             found => found,
         }
     }

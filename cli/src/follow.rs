@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::seam::{Entropy as _, SystemEntropy};
+use bulkhead_identity::tls::Expect;
 use bulkhead_identity::{Bundle, Credentials, Key, renewal};
 use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
 use bulkhead_proto::wire::{ClusterStatus, EnrolResponse, RenewRequest};
@@ -64,7 +65,7 @@ async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus)
 pub(crate) async fn come_back_by_key(context: &Context, addresses: &[String]) -> Option<EnrolResponse> {
     let current = context.identity().ok()?.current();
     for address in addresses {
-        if let Ok(returned) = come_back(&current, address, &SystemEntropy).await
+        if let Ok(returned) = come_back(&current, address, Expect::AnyManager, &SystemEntropy).await
             && context.replace(returned.credentials).is_ok()
         {
             return Some(returned.answer);

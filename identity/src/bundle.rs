@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bulkhead_proto::{ClusterId, KeyId, Role};
+use bulkhead_proto::{ClusterId, KeyId, Role, limits};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
@@ -237,7 +238,26 @@ impl Bundle {
         Ok(certificate)
     }
 
+    /// [`Bundle::verify_manager`] for one whose certificate may have ended a while ago, as [`Bundle::verify_client`]
+    /// says.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn verify_member(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Certificate, VerifyError> {
+        let judged = judged_at(&self.profile(leaf, intermediates)?, now);
+        self.verify_manager(leaf, intermediates, judged)
+    }
+
     /// Checks the certificate of a client: chain, validity, profile, this cluster.
+    ///
+    /// A manager's may have ended up to [`limits::RETURN_GRACE`] ago: managers that were all off for long must elect a
+    /// leader before anyone can renew. Whoever serves must hold an ended one against its time, and does so for all but
+    /// Raft methods and enrolment.
     ///
     /// # Errors
     /// Where any of these does not hold.
@@ -248,7 +268,8 @@ impl Bundle {
         now: UnixTime,
     ) -> Result<Certificate, VerifyError> {
         let certificate = self.profile(leaf, intermediates)?;
-        self.clients.verify_client_cert(leaf, intermediates, now)?;
+        let judged = judged_at(&certificate, now);
+        self.clients.verify_client_cert(leaf, intermediates, judged)?;
         Ok(certificate)
     }
 
@@ -265,6 +286,17 @@ impl Bundle {
             return Err(VerifyError::ForeignCluster(certificate.subject.cluster));
         }
         Ok(certificate)
+    }
+}
+
+/// The moment at which a certificate's validity is judged: a manager's that ended lately, at its end.
+fn judged_at(certificate: &Certificate, now: UnixTime) -> UnixTime {
+    let end = Duration::from_millis(u64::try_from(certificate.not_after_ms()).unwrap_or(0));
+    let late = Duration::from_secs(now.as_secs()).saturating_sub(end);
+    let lately = !late.is_zero() && late <= limits::RETURN_GRACE;
+    match certificate.subject.role == Role::Manager && lately {
+        true => UnixTime::since_unix_epoch(end),
+        false => now,
     }
 }
 

@@ -150,17 +150,19 @@ pub struct Returned {
     pub answer: EnrolResponse,
 }
 
-/// Asks the manager at `host:port` to take this node back. Nothing is kept here.
+/// Asks the manager at `host:port` to take this node back. Nothing is kept here. A manager names the other one; then
+/// the other's certificate may have ended, too.
 ///
 /// # Errors
 /// [`ComebackError`].
 pub async fn come_back(
     current: &Credentials,
     address: &str,
+    expect: tls::Expect,
     entropy: &dyn Entropy,
 ) -> Result<Returned, ComebackError> {
     let subject = current.certificate.subject();
-    let channel = tls::bundle_channel(&current.bundle, address)?;
+    let channel = tls::bundle_channel(&current.bundle, address, expect)?;
     let mut client = EnrolmentClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
     let asked = async {
         let root = client.get_root(GetRootRequest {}).await.map_err(Box::new)?;

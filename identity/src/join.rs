@@ -330,7 +330,7 @@ impl Joiner<'_> {
         bundle: &Bundle,
         cluster: ClusterId,
     ) -> Result<EnrolResponse, JoinError> {
-        let config = std::sync::Arc::new(tls::anonymous_config(bundle));
+        let config = std::sync::Arc::new(tls::anonymous_config(bundle, tls::Expect::AnyManager));
         let stream = tls::open(address, config, cluster).await?;
         let channel = tls::over(address, stream).await?;
         let mut client = EnrolmentClient::new(channel).max_decoding_message_size(ANSWER_BYTES);

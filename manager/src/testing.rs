@@ -330,7 +330,7 @@ impl Manager {
 
     /// A connection without a certificate.
     pub(crate) fn anonymous(&self) -> Channel {
-        tls::bundle_channel(&self.bundle, &self.address).expect("an address")
+        tls::bundle_channel(&self.bundle, &self.address, tls::Expect::AnyManager).expect("an address")
     }
 
     /// Deletes a node and puts its keys on the list of the removed.

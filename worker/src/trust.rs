@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::seam::Entropy;
+use bulkhead_identity::tls::Expect;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
@@ -63,7 +64,7 @@ pub(crate) async fn follow(
 async fn come_back_by_key(keep: &Keep, entropy: &dyn Entropy) {
     for manager in keep.managers() {
         let current = keep.identity().current();
-        match come_back(&current, &manager.address, entropy).await {
+        match come_back(&current, &manager.address, Expect::AnyManager, entropy).await {
             Ok(returned) => match keep.renew(returned.credentials) {
                 Ok(()) => {
                     tracing::info!(target: "audit", "this node came back by its committed key");

@@ -30,7 +30,7 @@ use crate::{Bundle, Credentials, Identity};
 pub enum Expect {
     /// Any manager of the cluster.
     AnyManager,
-    /// This manager and no other.
+    /// This manager and no other: between managers. Its certificate may have ended lately ([`Bundle::verify_member`]).
     Manager(NodeId),
 }
 
@@ -51,12 +51,12 @@ pub fn channel(identity: &Identity, address: &str, expect: Expect) -> Result<Cha
     lazy(address, cluster, move || identity.client_config(expect))
 }
 
-/// A channel to a manager of the bundle's cluster, without a certificate of our own: for those who join.
+/// A channel to a manager of the bundle's cluster, without a certificate of our own: for those who join or come back.
 ///
 /// # Errors
 /// Where the address is not `host:port`.
-pub fn bundle_channel(bundle: &Bundle, address: &str) -> Result<Channel, DialError> {
-    let config = Arc::new(anonymous_config(bundle));
+pub fn bundle_channel(bundle: &Bundle, address: &str, expect: Expect) -> Result<Channel, DialError> {
+    let config = Arc::new(anonymous_config(bundle, expect));
     lazy(address, bundle.cluster(), move || config.clone())
 }
 
@@ -187,10 +187,10 @@ pub(crate) fn client_config(credentials: &Credentials, expect: Expect) -> Client
 }
 
 /// What a joiner calls with that has the bundle but no certificate.
-pub(crate) fn anonymous_config(bundle: &Bundle) -> ClientConfig {
+pub(crate) fn anonymous_config(bundle: &Bundle, expect: Expect) -> ClientConfig {
     let verifier = ManagerVerifier {
         bundle: bundle.clone(),
-        expect: Expect::AnyManager,
+        expect,
     };
     finish(
         client_builder()
@@ -232,14 +232,19 @@ impl ManagerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), VerifyError> {
-        let got = self
-            .bundle
-            .verify_manager(leaf, intermediates, now)?
-            .subject()
-            .node;
         match self.expect {
-            Expect::Manager(wanted) if wanted != got => Err(VerifyError::WrongManager { wanted, got }),
-            Expect::Manager(_) | Expect::AnyManager => Ok(()),
+            Expect::AnyManager => self.bundle.verify_manager(leaf, intermediates, now).map(drop),
+            Expect::Manager(wanted) => {
+                let got = self
+                    .bundle
+                    .verify_member(leaf, intermediates, now)?
+                    .subject()
+                    .node;
+                match wanted == got {
+                    true => Ok(()),
+                    false => Err(VerifyError::WrongManager { wanted, got }),
+                }
+            }
         }
     }
 }

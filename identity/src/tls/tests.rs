@@ -124,7 +124,7 @@ async fn each_role_is_seen_as_what_its_certificate_says() {
 async fn without_a_certificate_one_is_anonymous() {
     let authority = authority();
     let server = serve(&authority, credentials(&authority, Role::Manager, 1)).await;
-    ask(bundle_channel(&bundle(&authority), &server.address).expect("an address"))
+    ask(bundle_channel(&bundle(&authority), &server.address, Expect::AnyManager).expect("an address"))
         .await
         .expect("an answer");
     let peer = server.recorder.peers.lock().expect("peers").pop();
@@ -180,7 +180,12 @@ async fn a_caller_refuses_whoever_is_not_the_manager_it_called() {
             credentials(&foreign, Role::Manager, 1),
             manager(1),
         ),
-        ("an expired certificate", &ours, expired(&ours), manager(1)),
+        (
+            "an expired certificate",
+            &ours,
+            expired(&ours),
+            Expect::AnyManager,
+        ),
         ("a certificate not yet valid", &ours, future(&ours), manager(1)),
     ] {
         let server = serve(authority, credentials).await;
@@ -196,7 +201,7 @@ async fn a_listener_refuses_certificates_that_prove_nothing() {
     let server = serve(&ours, credentials(&ours, Role::Manager, 1)).await;
     let forged = |authority: &Authority, from_ms, to_ms| {
         let key = Key::generate().expect("a key");
-        let der = issue(authority, &key, subject(Role::Manager, 2), from_ms, to_ms);
+        let der = issue(authority, &key, subject(Role::Worker, 2), from_ms, to_ms);
         let certificate = Certificate::from_der(&der).expect("ours");
         Identity::new(Credentials {
             key,
@@ -391,7 +396,8 @@ async fn in_a_rotation_everyone_meets_everyone_but_an_old_certificate_after_its_
         let server = serve(&new, stands(serving, Role::Manager, 1)).await;
         for calling in [Away, TrustsBoth, Renewed, After] {
             let credentials = stands(calling, Role::Worker, 2);
-            let anonymous = bundle_channel(&credentials.bundle, &server.address).expect("an address");
+            let anonymous =
+                bundle_channel(&credentials.bundle, &server.address, Expect::AnyManager).expect("an address");
             let client = Identity::new(credentials).expect("credentials");
             let met = ask(channel(&client, &server.address, manager(1)).expect("an address")).await;
             let is_old = |stand| matches!(stand, Away | TrustsBoth);
@@ -429,4 +435,49 @@ async fn in_a_rotation_everyone_meets_everyone_but_an_old_certificate_after_its_
         foreign.cross(&next, crate::testing::now_ms()).is_err(),
         "another cluster's root"
     );
+}
+
+/// Managers that were all off for long must meet to elect a leader, before anyone can renew.
+#[tokio::test]
+async fn managers_whose_certificates_ended_lately_meet_each_other_and_nobody_else_meets_them() {
+    const DAY_MS: i64 = 24 * HOUR_MS;
+    let authority = authority();
+    let ended = |role, node, days: i64| {
+        let key = Key::generate().expect("a key");
+        let der = issue(
+            &authority,
+            &key,
+            subject(role, node),
+            -100 * DAY_MS,
+            -days * DAY_MS - 60_000,
+        );
+        Credentials {
+            key,
+            certificate: Certificate::from_der(&der).expect("ours"),
+            chain: Vec::new(),
+            bundle: bundle(&authority),
+        }
+    };
+    let meets = async |serving: Credentials, calling: Credentials, expect| {
+        let server = serve(&authority, serving).await;
+        let client = Identity::new(calling).expect("credentials");
+        ask(channel(&client, &server.address, expect).expect("an address"))
+            .await
+            .is_ok()
+    };
+    let fresh = |role, node| credentials(&authority, role, node);
+    for (days, meet) in [(0, true), (29, true), (30, false), (60, false)] {
+        let (one, two) = (ended(Role::Manager, 1, days), ended(Role::Manager, 2, days));
+        assert_eq!(meets(one, two, manager(1)).await, meet, "{days} days");
+        let one = ended(Role::Manager, 1, days);
+        assert_eq!(
+            meets(one, fresh(Role::Manager, 2), manager(1)).await,
+            meet,
+            "{days} days"
+        );
+    }
+    for role in [Role::Worker, Role::Operator] {
+        assert!(!meets(ended(Role::Manager, 1, 0), fresh(role, 2), Expect::AnyManager).await);
+        assert!(!meets(fresh(Role::Manager, 1), ended(role, 2, 0), Expect::AnyManager).await);
+    }
 }

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bulkhead_identity::comeback::come_back;
+use bulkhead_identity::tls::Expect;
 use bulkhead_identity::{Bundle, Credentials};
 use bulkhead_proto::RequestId;
 use bulkhead_proto::wire::{Change, Cluster, Node, change::Change as Step, object::Object as Any};
@@ -59,7 +60,9 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
                 );
             }
         }
-        let alone = member.fresh.stale_for() > ALONE && asked.is_none_or(|at| at.elapsed() > AGAIN);
+        let ended = member.machine.now_ms() > member.identity.current().certificate.not_after_ms();
+        let alone =
+            (ended || member.fresh.stale_for() > ALONE) && asked.is_none_or(|at| at.elapsed() > AGAIN);
         if ticked && alone {
             asked = Some(Instant::now());
             come_back_by_key(member).await;
@@ -127,7 +130,8 @@ async fn come_back_by_key(member: &Member) {
     let members = member.replica.members();
     for other in members.nodes.values().filter(|other| other.node != member.node()) {
         let current = member.identity.current();
-        match come_back(&current, &other.address, &*member.machine.entropy).await {
+        let expect = Expect::Manager(other.node);
+        match come_back(&current, &other.address, expect, &*member.machine.entropy).await {
             Ok(returned) => match member.renewed(returned.credentials) {
                 Ok(()) => {
                     tracing::info!(target: "audit", "this manager came back by its committed key");
