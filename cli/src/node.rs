@@ -334,8 +334,9 @@ pub(crate) fn absent(place: &str, noun: &str) -> Refusal {
     )
 }
 
+/// When the newest certificate ends. An older one may end later, where they are made to last shorter.
 fn not_after(node: &Node) -> i64 {
-    node.keys.iter().map(|key| key.not_after).max().unwrap_or(0)
+    node.keys.last().map_or(0, |key| key.not_after)
 }
 
 /// When the newest certificate was issued; it starts a little before.

@@ -210,7 +210,7 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
     let now = text::now_ms();
     let row = |node: &Node| {
         let id = text::id(&node.id);
-        let ends = node.keys.iter().map(|key| key.not_after).max().unwrap_or(0);
+        let ends = node.keys.last().map_or(0, |key| key.not_after);
         Row {
             cells: vec![app.id_cell(&id), node.name.clone(), text::distance(ends, now)],
             json: json!({

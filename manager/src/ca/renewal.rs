@@ -95,6 +95,10 @@ pub fn with_key(
 ) -> (Vec<Precondition>, Vec<Change>) {
     let mut node = record.clone();
     let in_use = |it: &NodeKey| it.key_id == presented.as_bytes();
+    // The node proved that it has this one: those before it are superseded.
+    if let Some(at) = node.keys.iter().position(in_use) {
+        node.keys.drain(..at);
+    }
     node.keys
         .retain(|it| it.key_id != key.key_id && (it.not_after >= now_ms || in_use(it)));
     while node.keys.len() >= KEYS {
@@ -209,6 +213,22 @@ mod tests {
             RequestId::from_bytes([8; 16]),
         );
         assert_eq!(again, Ok(Renewal::Sign));
+    }
+
+    #[test]
+    fn a_key_whose_successor_was_proved_is_forgotten() {
+        let record = Node {
+            keys: (1..4).map(|n| listed(key_id(n), 100)).collect(),
+            ..Default::default()
+        };
+        let (_, changes) = with_key(&record, key_id(3), listed(key_id(4), 100), 50);
+        let Some(Step::Replace(object)) = &changes[0].change else {
+            panic!("replaces")
+        };
+        let Some(Any::Node(node)) = &object.object else {
+            panic!("a node")
+        };
+        assert_eq!(node.keys, [listed(key_id(3), 100), listed(key_id(4), 100)]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         .collect();
     let certificates = nodes
         .iter()
-        .filter_map(|it| it.keys.iter().map(|key| key.not_after).max());
+        .filter_map(|it| it.keys.last().map(|key| key.not_after));
     let tasks = || {
         TASKS
             .all(state)
