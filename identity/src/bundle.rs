@@ -145,6 +145,26 @@ pub struct Bundle {
     roots: Arc<[Root]>,
     servers: Arc<WebPkiServerVerifier>,
     clients: Arc<dyn ClientCertVerifier>,
+    /// A root that was rotated away lately, with verifiers of all roots: by it managers meet each other, and nobody else.
+    former: Option<Arc<(Root, Verifiers)>>,
+}
+
+type Verifiers = (Arc<WebPkiServerVerifier>, Arc<dyn ClientCertVerifier>);
+
+fn verifiers<'a>(roots: impl Iterator<Item = &'a Root>) -> Result<Verifiers, BundleError> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store
+            .add(root.der.clone())
+            .map_err(|_| RootError::Profile(ProfileError::Encoding))?;
+    }
+    let store = Arc::new(store);
+    let servers = WebPkiServerVerifier::builder_with_provider(store.clone(), provider()).build();
+    let clients = WebPkiClientVerifier::builder_with_provider(store, provider()).build();
+    Ok((
+        servers.expect("a verifier with roots and no revocation list"),
+        clients.expect("a verifier with roots and no revocation list"),
+    ))
 }
 
 /// A list of roots that is no bundle.
@@ -177,20 +197,38 @@ impl Bundle {
         if roots.iter().any(|root| root.cluster != roots[0].cluster) {
             return Err(BundleError::Clusters);
         }
-        let mut store = RootCertStore::empty();
-        for root in roots.iter() {
-            store
-                .add(root.der.clone())
-                .map_err(|_| RootError::Profile(ProfileError::Encoding))?;
-        }
-        let store = Arc::new(store);
-        let servers = WebPkiServerVerifier::builder_with_provider(store.clone(), provider()).build();
-        let clients = WebPkiClientVerifier::builder_with_provider(store, provider()).build();
+        let (servers, clients) = verifiers(roots.iter())?;
         Ok(Self {
             roots,
-            servers: servers.expect("a verifier with roots and no revocation list"),
-            clients: clients.expect("a verifier with roots and no revocation list"),
+            servers,
+            clients,
+            former: None,
         })
+    }
+
+    /// These roots, and one that was rotated away lately, by which managers still meet each other: one that was off
+    /// meanwhile must count for the quorum before it can be taken back.
+    ///
+    /// # Errors
+    /// Where it is no root of this cluster.
+    pub fn with_former(self, der: Option<&[u8]>) -> Result<Self, BundleError> {
+        let Some(der) = der else {
+            return Ok(Self { former: None, ..self });
+        };
+        let root = Root::from_der(der)?;
+        if root.cluster != self.cluster() {
+            return Err(BundleError::Clusters);
+        }
+        let all = verifiers(self.roots.iter().chain([&root]))?;
+        Ok(Self {
+            former: Some(Arc::new((root, all))),
+            ..self
+        })
+    }
+
+    /// The root that was rotated away lately.
+    pub fn former(&self) -> Option<&[u8]> {
+        self.former.as_ref().map(|former| former.0.der())
     }
 
     /// The roots as they go over the wire and into the key file.
@@ -228,18 +266,27 @@ impl Bundle {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<Certificate, VerifyError> {
+        self.verify_server(&self.servers, leaf, intermediates, now)
+    }
+
+    fn verify_server(
+        &self,
+        servers: &WebPkiServerVerifier,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<Certificate, VerifyError> {
         let certificate = self.profile(leaf, intermediates)?;
         if certificate.subject.role != Role::Manager {
             return Err(VerifyError::NotManager(certificate.subject.role));
         }
         let name = ServerName::try_from(manager_name(self.cluster())).expect("a cluster id is a DNS label");
-        self.servers
-            .verify_server_cert(leaf, intermediates, &name, &[], now)?;
+        servers.verify_server_cert(leaf, intermediates, &name, &[], now)?;
         Ok(certificate)
     }
 
-    /// [`Bundle::verify_manager`] for one whose certificate may have ended a while ago, as [`Bundle::verify_client`]
-    /// says.
+    /// [`Bundle::verify_manager`] for one whose certificate may have ended, or whose root may have been rotated away, a
+    /// while ago, as [`Bundle::verify_client`] says.
     ///
     /// # Errors
     /// As there.
@@ -250,14 +297,15 @@ impl Bundle {
         now: UnixTime,
     ) -> Result<Certificate, VerifyError> {
         let judged = judged_at(&self.profile(leaf, intermediates)?, now);
-        self.verify_manager(leaf, intermediates, judged)
+        let servers = self.former.as_ref().map_or(&self.servers, |former| &former.1.0);
+        self.verify_server(servers, leaf, intermediates, judged)
     }
 
     /// Checks the certificate of a client: chain, validity, profile, this cluster.
     ///
-    /// A manager's may have ended up to [`limits::RETURN_GRACE`] ago: managers that were all off for long must elect a
-    /// leader before anyone can renew. Whoever serves must hold an ended one against its time, and does so for all but
-    /// Raft methods and enrolment.
+    /// A manager's may have ended up to [`limits::RETURN_GRACE`] ago, or be of the [former root](Bundle::with_former):
+    /// managers that were off for long must count for the quorum before anyone can take them back. Whoever serves must
+    /// hold such a one against its time and root, and does so for all but Raft methods and enrolment.
     ///
     /// # Errors
     /// Where any of these does not hold.
@@ -269,7 +317,11 @@ impl Bundle {
     ) -> Result<Certificate, VerifyError> {
         let certificate = self.profile(leaf, intermediates)?;
         let judged = judged_at(&certificate, now);
-        self.clients.verify_client_cert(leaf, intermediates, judged)?;
+        let clients = match &self.former {
+            Some(former) if certificate.subject.role == Role::Manager => &former.1.1,
+            _ => &self.clients,
+        };
+        clients.verify_client_cert(leaf, intermediates, judged)?;
         Ok(certificate)
     }
 

@@ -126,6 +126,8 @@ struct Record {
     manager: Option<ManagerRecord>,
     #[prost(bytes = "vec", repeated, tag = "7")]
     chain: Vec<Vec<u8>>,
+    #[prost(bytes = "vec", tag = "8")]
+    former: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -207,6 +209,7 @@ impl KeyFile {
             certificate: self.credentials.certificate.der().to_vec(),
             roots: self.credentials.bundle.ders(),
             chain: self.credentials.chain.clone(),
+            former: self.credentials.bundle.former().unwrap_or_default().to_vec(),
             name: self.name.clone(),
             managers: self.managers.clone(),
             manager: self.manager.as_ref().map(|part| ManagerRecord {
@@ -278,7 +281,9 @@ fn decode(bytes: &[u8]) -> Result<KeyFile, &'static str> {
     let mut record = Record::decode(body).map_err(|_| "it does not decode")?;
     let key = Key::from_pkcs8(&record.key).map_err(|_| "its key is none")?;
     let certificate = Certificate::from_der(&record.certificate).map_err(|_| "its certificate is none")?;
-    let bundle = Bundle::from_ders(std::mem::take(&mut record.roots)).map_err(|_| "its roots are none")?;
+    let former = (!record.former.is_empty()).then_some(record.former.as_slice());
+    let bundle = Bundle::from_ders(record.roots.clone()).and_then(|bundle| bundle.with_former(former));
+    let bundle = bundle.map_err(|_| "its roots are none")?;
     let credentials = Arc::new(Credentials {
         key,
         certificate,

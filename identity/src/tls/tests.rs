@@ -414,6 +414,27 @@ async fn in_a_rotation_everyone_meets_everyone_but_an_old_certificate_after_its_
             );
         }
     }
+    // Managers meet a while longer: one that was away must count for the quorum before it can be taken back.
+    let remembers = |role, node| {
+        let credentials = stands(After, role, node);
+        let bundle = credentials.bundle.clone().with_former(Some(old.root_der()));
+        Credentials {
+            bundle: bundle.expect("a root of the cluster"),
+            ..credentials
+        }
+    };
+    let server = serve(&new, remembers(Role::Manager, 1)).await;
+    for role in Role::ALL {
+        let away = Identity::new(stands(Away, role, 2)).expect("credentials");
+        let met = ask(channel(&away, &server.address, manager(1)).expect("an address")).await;
+        assert_eq!(met.is_ok(), role == Role::Manager, "{role}");
+    }
+    let server = serve(&new, stands(Away, Role::Manager, 1)).await;
+    for (expect, meets) in [(manager(1), true), (Expect::AnyManager, false)] {
+        let back = Identity::new(remembers(Role::Manager, 2)).expect("credentials");
+        let met = ask(channel(&back, &server.address, expect).expect("an address")).await;
+        assert_eq!(met.is_ok(), meets, "{expect:?}");
+    }
     // Nothing but the cross-certificate leads there.
     let bare = Credentials {
         chain: vec![],

@@ -122,8 +122,11 @@ impl Parts {
         // Without what the connection proved nobody is anybody.
         let (peer, address) = connection.map_or((&Peer::Anonymous, None), |it| (&it.peer, it.address));
         let principal = Principal::new(peer, address);
+        let standing = method.map(Method::standing);
+        let raft = standing == Some(Standing::NotRemoved);
         if let Peer::Node(certificate) = peer
-            && self.listing.is_dropped(certificate)
+            && standing != Some(Standing::None)
+            && self.listing.is_dropped(certificate, raft)
         {
             return Err(rotated());
         }

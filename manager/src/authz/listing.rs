@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::KeyState;
+use crate::ca::trust;
 use crate::view;
 
 /// The key lists of all nodes. Clones are handles to the same one.
@@ -59,8 +60,10 @@ impl Listing {
         key_state(&self.replica.state(), subject, key)
     }
 
-    /// Whether the certificate's root was rotated away. One whose root this replica does not know yet was not.
-    pub(super) fn is_dropped(&self, certificate: &Certificate) -> bool {
+    /// Whether the certificate's root was rotated away, and opens nothing any more. One whose root this replica does
+    /// not know yet was not; to Raft methods one of a root that was not compromised still leads, since a manager that
+    /// was off must count for the quorum before it can be taken back.
+    pub(super) fn is_dropped(&self, certificate: &Certificate, raft: bool) -> bool {
         let state = self.replica.state();
         let Some(cluster) = view::cluster(&state) else {
             return false;
@@ -71,10 +74,11 @@ impl Listing {
             let former = cluster.former.as_ref();
             *known = (version, former.and_then(|it| Root::from_der(&it.root).ok()));
         }
-        known
+        let dropped = known
             .1
             .as_ref()
-            .is_some_and(|root| root.is_issuer_of(certificate))
+            .is_some_and(|root| root.is_issuer_of(certificate));
+        dropped && !(raft && trust::former(cluster).is_some())
     }
 
     /// The reason, once `ended` gives one; it is asked again whenever a node or the cluster object changed.

@@ -67,7 +67,7 @@ impl Right {
             return Some(denied(self.caller));
         }
         let certificate = self.certificate.as_ref()?;
-        self.listing.is_dropped(certificate).then(|| {
+        self.listing.is_dropped(certificate, !self.current).then(|| {
             tracing::info!(target: "audit", caller = %self.caller, "stream closed: its root was rotated away");
             rotated()
         })

@@ -111,6 +111,14 @@ fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'sta
     Some((new, "the old root is dropped, and its key"))
 }
 
+/// A manager without a certificate of the root that signs now: it missed the last rotation, and is not back yet.
+pub fn behind(state: &State) -> Option<&Node> {
+    let root = trust::key_id(trust::issuer(view::cluster(state)?).0).ok()?;
+    // One that never said has just joined.
+    view::managers(state)
+        .find(|node| !node.issuer.is_empty() && node.issuer != root.as_bytes() && node.quarantined_at == 0)
+}
+
 /// How far each node is.
 fn nodes<'a>(state: &'a State, cluster: &'a Cluster) -> impl Iterator<Item = RotationNode> + 'a {
     let rotation = cluster.rotation.as_ref();

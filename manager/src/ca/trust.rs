@@ -34,6 +34,12 @@ pub fn chain(cluster: &Cluster) -> Vec<Vec<u8>> {
     (!cross.is_empty()).then(|| cross.clone()).into_iter().collect()
 }
 
+/// The root that was rotated away lately, by which managers still meet each other.
+pub fn former(cluster: &Cluster) -> Option<&[u8]> {
+    let former = cluster.former.as_ref()?;
+    (!former.cross.is_empty()).then_some(former.root.as_slice())
+}
+
 /// The root that a ticket names: one that every manager can be verified under.
 pub fn named(cluster: &Cluster) -> &[u8] {
     match issuing(cluster) {

@@ -39,10 +39,12 @@ pub(super) fn update(cluster: &Cluster, request: &UpdateClusterRequest) -> Resul
         .into())
 }
 
-/// Begins a rotation of the root; `begin` makes the new one.
+/// Begins a rotation of the root; `begin` makes the new one. A manager that missed the last one is in `behind`: it would
+/// not find back after another.
 pub(super) fn rotate(
     cluster: &Cluster,
     request: &RotateRootRequest,
+    behind: Option<&str>,
     begin: impl Fn(Order) -> Result<Rotation, CaError>,
 ) -> Result<Decision, Status> {
     if cluster.was_made_by(&request.request_id) {
@@ -64,6 +66,16 @@ pub(super) fn rotate(
             tonic::Code::FailedPrecondition,
             "a rotation of the root is under way",
             "`bulkhead cluster ca status` shows how far it is; begin the next one when it ended",
+        ));
+    }
+    if let (Some(manager), false) = (behind, request.compromised) {
+        return Err(refuse(
+            Code::Unsafe,
+            tonic::Code::FailedPrecondition,
+            format!(
+                "manager {manager} has no certificate of the present root yet, and would not find back after another"
+            ),
+            "start it and wait until it is back, or remove it: `bulkhead node rm --force`",
         ));
     }
     let order = Order {
@@ -131,21 +143,26 @@ mod tests {
                 ..Default::default()
             })
         };
-        let status = rotate(&cluster(), &request(1, 9_999), begin).expect_err("too short");
+        let status = rotate(&cluster(), &request(1, 9_999), None, begin).expect_err("too short");
         refused(&status, Code::BadField, "10 seconds", "");
         assert_eq!(
-            plan(rotate(&cluster(), &request(1, 0), begin).expect("planned"))
+            plan(rotate(&cluster(), &request(1, 0), None, begin).expect("planned"))
                 .changes
                 .len(),
             1
         );
-        let again = rotate(&cluster(), &request(4, 0), begin).expect("a retry");
+        let again = rotate(&cluster(), &request(4, 0), None, begin).expect("a retry");
         assert!(matches!(again, Decision::Done { .. }));
         let mut under_way = cluster();
         under_way.rotation = Some(Rotation::default());
-        let status = rotate(&under_way, &request(1, 0), begin).expect_err("the second");
+        let status = rotate(&under_way, &request(1, 0), None, begin).expect_err("the second");
         refused(&status, Code::Conflict, "under way", "cluster ca status");
-        let none = rotate(&cluster(), &request(1, 0), |_| Err(CaError::NoRoot)).expect_err("no key");
+        let status = rotate(&cluster(), &request(1, 0), Some("m2"), begin).expect_err("it would be lost");
+        refused(&status, Code::Unsafe, "manager m2", "node rm --force");
+        let mut compromised = request(1, 0);
+        compromised.compromised = true;
+        plan(rotate(&cluster(), &compromised, Some("m2"), begin).expect("it joins again"));
+        let none = rotate(&cluster(), &request(1, 0), None, |_| Err(CaError::NoRoot)).expect_err("no key");
         refused(&none, Code::Internal, "", "");
     }
 }

@@ -270,7 +270,10 @@ impl Service for Control {
         let (ring, now) = (&self.0.key_ring, self.now());
         let decide = |state: &State| {
             let old = cluster(state)?;
-            cluster::rotate(old, &request, |order| ca::rotation::begin(old, order, ring, now))
+            let behind = ca::rotation::behind(state).map(|node| node.name.as_str());
+            cluster::rotate(old, &request, behind, |order| {
+                ca::rotation::begin(old, order, ring, now)
+            })
         };
         self.change::<Cluster>(&actor, &request.request_id, decide)
             .await

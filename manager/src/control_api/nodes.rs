@@ -275,6 +275,7 @@ mod tests {
         let again = quarantine(&state, &request, &Members::default(), 8).expect("done");
         assert!(matches!(again, Decision::Done { .. }));
         let mut back = update_of("one");
+        back.request_id = vec![8; 16];
         back.set_availability(Availability::Active);
         let status = update(&state, &back).expect_err("for ever");
         refused(&status, Code::Invalid, "in quarantine", "node rm one");

@@ -73,8 +73,10 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
 async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
     let current = member.identity.current();
     let roots = trust::roots(cluster);
-    if current.bundle.ders() != roots {
-        member.renewed(current.with_bundle(Bundle::from_ders(roots)?)?)?;
+    let former = trust::former(cluster);
+    if current.bundle.ders() != roots || current.bundle.former() != former {
+        let bundle = Bundle::from_ders(roots)?.with_former(former)?;
+        member.renewed(current.with_bundle(bundle)?)?;
         tracing::info!(target: "audit", "this manager trusts other roots now");
     }
     let current = member.identity.current();
