@@ -16,8 +16,8 @@ use wire::dispatcher_client::DispatcherClient;
 const LOOK: Duration = Duration::from_secs(600);
 /// One attempt.
 const ATTEMPT: Duration = Duration::from_secs(15);
-/// Between attempts. A certificate is renewed with days to spare, so nothing is won by haste.
-const RETRY: Duration = Duration::from_secs(20);
+/// Between attempts: a rotation of the root waits for this node. Without a session there is none.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]

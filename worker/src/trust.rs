@@ -7,7 +7,7 @@ use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::seam::Entropy;
 use bulkhead_identity::tls::Expect;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::keep::Keep;
 use crate::session::{Connected, Trust, chain};
@@ -24,12 +24,13 @@ pub(crate) async fn follow(
     mut connected: watch::Receiver<Option<Connected>>,
     entropy: &dyn Entropy,
 ) {
+    let mut next = Instant::now();
     loop {
         let alone = async {
+            sleep_until(next).await;
             // Gone is the session's sender only when this program ends.
             let _ = connected.wait_for(Option::is_none).await;
-            let found = connected.wait_for(Option::is_some);
-            tokio::time::timeout(ALONE, found).await.is_err()
+            timeout(ALONE, connected.wait_for(Option::is_some)).await.is_err()
         };
         // Cancel-safe: both only say that it is time to look.
         let alone = tokio::select! {
@@ -44,7 +45,7 @@ pub(crate) async fn follow(
         };
         if alone {
             come_back_by_key(keep, entropy).await;
-            sleep(AGAIN).await;
+            next = Instant::now() + AGAIN;
             continue;
         }
         let roots = trust.borrow_and_update().roots.clone();

@@ -17,7 +17,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tonic::{Status, Streaming};
 
 use super::assignments::{self, Told, Update};
@@ -37,6 +37,8 @@ const HELLO: Duration = Duration::from_secs(5);
 const SEND: Duration = Duration::from_secs(5);
 /// A sign of this manager's freshness. A worker leaves after three that do not come.
 const BEAT: Duration = Duration::from_millis(500);
+/// Between attempts to keep what a worker says of itself.
+const AGAIN: Duration = Duration::from_millis(500);
 /// Batches of reports of one worker on their way to the log. More hold back the reading of its stream.
 const BATCHES: usize = 16;
 
@@ -319,7 +321,7 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
     let mut trusts = hello.trusts;
     trusts.retain(|id| KeyId::try_from(id.as_slice()).is_ok());
     trusts.truncate(ROOTS);
-    for _ in 0..5 {
+    loop {
         let state = service.replica.state();
         let (Some(record), Some(cluster)) = (view::node(&state, node), view::cluster(&state)) else {
             return;
@@ -349,8 +351,11 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
                 Some(rejection) if rejection.code() == RejectionCode::Stale => {}
                 _ => return,
             },
-            // The next session tells it again.
-            Err(error) => return tracing::debug!(node = %node, %error, "a node's description was not kept"),
+            // A rotation waits for it, so it is said until it is kept or the session ends.
+            Err(error) => {
+                tracing::debug!(node = %node, %error, "a node's description is not kept yet");
+                sleep(AGAIN).await;
+            }
         }
     }
 }

@@ -71,11 +71,12 @@ async fn ask(member: &Member, mut client: DispatcherClient<Channel>) -> anyhow::
         request_id,
     };
     let response = client.renew(request).await?.into_inner();
+    let current = member.identity.current();
     let credentials = Credentials {
         key,
         certificate: Certificate::from_der(&response.certificate)?,
         chain: response.chain,
-        bundle: Bundle::from_ders(response.roots)?,
+        bundle: Bundle::from_ders(response.roots)?.with_former(current.bundle.former())?,
     };
     Ok(member.renewed(credentials)?)
 }

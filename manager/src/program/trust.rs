@@ -134,12 +134,14 @@ async fn come_back_by_key(member: &Member) {
         let current = member.identity.current();
         let expect = Expect::Manager(other.node);
         match come_back(&current, &other.address, expect, &*member.machine.entropy).await {
-            Ok(returned) => match member.renewed(returned.credentials) {
+            Ok(returned) => match taken_up(member, returned.credentials) {
                 Ok(()) => {
                     tracing::info!(target: "audit", "this manager came back by its committed key");
                     return;
                 }
-                Err(error) => tracing::error!(%error, "new credentials could not be kept"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "new credentials could not be kept")
+                }
             },
             Err(error) => tracing::debug!(
                 manager = other.address,
@@ -148,4 +150,11 @@ async fn come_back_by_key(member: &Member) {
             ),
         }
     }
+}
+
+/// By the former root it goes on meeting managers that are not back yet.
+fn taken_up(member: &Member, new: Credentials) -> anyhow::Result<()> {
+    let former = member.identity.current();
+    let bundle = new.bundle.clone().with_former(former.bundle.former())?;
+    Ok(member.renewed(Credentials { bundle, ..new })?)
 }
