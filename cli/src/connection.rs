@@ -319,7 +319,13 @@ impl Connection {
         } else {
             reasons.join("; ")
         };
-        let help = "check that the managers run and that their ports can be reached from here";
+        let help = match reason.contains("UnknownIssuer") {
+            true => {
+                "the managers prove a root that this context does not know: it was rotated away as compromised, or more \
+                 than once, or they are of another cluster; become an operator again with a ticket"
+            }
+            false => "check that the managers run and that their ports can be reached from here",
+        };
         Err(Refusal::new(Code::Unreachable, "managers", reason, help))
     }
 

@@ -175,7 +175,10 @@ pub fn status(state: &State, now_ms: i64) -> RotationStatus {
         started_at: rotation.started_at,
         deadline: rotation.deadline,
         nodes: nodes(state, cluster).collect(),
-        former_until: cluster.former.as_ref().map_or(0, |former| former.until),
+        former_until: match (trust::former(cluster), &cluster.former) {
+            (Some(_), Some(former)) => former.until,
+            _ => 0,
+        },
         now: now_ms,
     }
 }

@@ -220,6 +220,8 @@ fn nothing_leads_from_a_compromised_root_to_the_new_one() {
     assert_eq!(trust::named(&begun), roots.new);
     let (ended, _) = next(&state(begun.clone(), &through, &new, &old), &begun, NOW).expect("due");
     assert!(trust::chain(&ended).is_empty());
+    let shown = status(&state(ended.clone(), &through, &new, &old), NOW);
+    assert_eq!(shown.former_until, 0, "nobody comes back");
     assert_eq!(
         ended.former.map(|former| former.root),
         Some(roots.old),
