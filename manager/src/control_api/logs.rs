@@ -3,6 +3,7 @@
 //! What cannot be reached is named in the answer and holds nothing else up.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bulkhead_proto::wire::peer_client::PeerClient;
@@ -11,6 +12,7 @@ use bulkhead_proto::{NodeId, limits};
 use bulkhead_raft::state::State;
 use futures::stream::{BoxStream, select_all};
 use futures::{FutureExt as _, StreamExt as _};
+use tokio::time::sleep;
 use tonic::Status;
 
 use super::check;
@@ -24,6 +26,8 @@ const TASKS_AT_ONCE: usize = 256;
 const RELAY: Duration = Duration::from_secs(2);
 /// A worker that sends nothing for this long, and was not asked to follow, is given up.
 const SILENCE: Duration = Duration::from_secs(10);
+/// A followed log whose stream broke is asked for again after this time.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// The logs of workers whose streams end at this manager.
 pub trait LogSource: Send + Sync {
@@ -37,8 +41,11 @@ impl LogSource for Sessions {
     }
 }
 
+/// Whether a task may still write.
+pub(super) type Live = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
 /// One log: where it is, and how to ask for it.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Wanted {
     node: NodeId,
     node_name: String,
@@ -79,13 +86,15 @@ pub(super) fn logs(
     request: &LogsRequest,
     here: &Arc<dyn LogSource>,
     peers: &Arc<dyn Peers>,
+    live: &Live,
 ) -> Result<BoxStream<'static, Result<LogsResponse, Status>>, Status> {
     let each = wanted(state, request)?.into_iter().map(|wanted| {
         let (here, peers) = (here.clone(), peers.clone());
-        async move { log(wanted, &*here, &*peers).await }
-            .flatten_stream()
-            .map(Ok)
-            .boxed()
+        let log = match wanted.request.follow {
+            true => followed(wanted, here, peers, live.clone()),
+            false => once(wanted, here, peers),
+        };
+        log.map(|part| Ok(part.into_answer())).boxed()
     });
     let each: Vec<_> = each.collect();
     if each.is_empty() {
@@ -94,8 +103,69 @@ pub(super) fn logs(
     Ok(select_all(each).boxed())
 }
 
+/// A part of the answer.
+enum Part {
+    /// Lines, or why there are no more.
+    Shown(LogsResponse),
+    /// Why the stream broke: another one may go on.
+    Broken(LogsResponse),
+}
+
+impl Part {
+    fn into_answer(self) -> LogsResponse {
+        match self {
+            Part::Shown(answer) | Part::Broken(answer) => answer,
+        }
+    }
+}
+
+/// One log for as long as its task may write: a worker begins a new session now and then, with this manager or another,
+/// and the log goes on there after the last line that came. That it is not to be had is said once, at the beginning.
+fn followed(
+    wanted: Wanted,
+    here: Arc<dyn LogSource>,
+    peers: Arc<dyn Peers>,
+    live: Live,
+) -> BoxStream<'static, Part> {
+    let newest = Arc::new(AtomicI64::new(wanted.request.since));
+    let attempts = futures::stream::unfold(true, move |first| {
+        let (mut wanted, newest) = (wanted.clone(), newest.clone());
+        let (here, peers, live) = (here.clone(), peers.clone(), live.clone());
+        async move {
+            if !first {
+                sleep(AGAIN).await;
+                if !live(&wanted.request.task_id) {
+                    return None;
+                }
+                wanted.request.tail = None;
+                wanted.request.since = newest.load(Ordering::Relaxed);
+            }
+            let parts = once(wanted, here, peers).filter(move |part| {
+                let kept = match part {
+                    Part::Shown(answer) => {
+                        let last = answer.lines.iter().map(|line| line.at.saturating_add(1)).max();
+                        newest.fetch_max(last.unwrap_or(0), Ordering::Relaxed);
+                        true
+                    }
+                    Part::Broken(_) => first,
+                };
+                std::future::ready(kept)
+            });
+            Some((parts, false))
+        }
+    });
+    attempts.flatten().boxed()
+}
+
+/// One log, as long as its stream lasts.
+fn once(wanted: Wanted, here: Arc<dyn LogSource>, peers: Arc<dyn Peers>) -> BoxStream<'static, Part> {
+    async move { log(wanted, &*here, &*peers).await }
+        .flatten_stream()
+        .boxed()
+}
+
 /// One log as parts of the answer.
-async fn log(wanted: Wanted, here: &dyn LogSource, peers: &dyn Peers) -> BoxStream<'static, LogsResponse> {
+async fn log(wanted: Wanted, here: &dyn LogSource, peers: &dyn Peers) -> BoxStream<'static, Part> {
     let follow = wanted.request.follow;
     let task = id_text(&wanted.request.task_id);
     let place = format!(
@@ -107,10 +177,10 @@ async fn log(wanted: Wanted, here: &dyn LogSource, peers: &dyn Peers) -> BoxStre
         let missing = vec![format!(
             "{place}: no manager that can be reached has its worker's stream"
         )];
-        return futures::stream::iter([LogsResponse {
+        return futures::stream::iter([Part::Broken(LogsResponse {
             lines: Vec::new(),
             missing,
-        }])
+        })])
         .boxed();
     };
     futures::stream::unfold(Some((parts, place)), move |open| async move {
@@ -129,16 +199,16 @@ async fn log(wanted: Wanted, here: &dyn LogSource, peers: &dyn Peers) -> BoxStre
                     lines: part.lines,
                     missing: Vec::new(),
                 };
-                Some((shown, Some((parts, place))))
+                Some((Part::Shown(shown), Some((parts, place))))
             }
             Ok(Some(Ok(part))) => {
                 let mut shown = failed(&part.error);
                 shown.lines = part.lines;
-                Some((shown, None))
+                Some((Part::Shown(shown), None))
             }
-            Ok(Some(Err(status))) => Some((failed(status.message()), None)),
+            Ok(Some(Err(status))) => Some((Part::Broken(failed(status.message())), None)),
             Ok(None) => None,
-            Err(_) => Some((failed("its worker stopped answering"), None)),
+            Err(_) => Some((Part::Broken(failed("its worker stopped answering")), None)),
         }
     })
     .boxed()
@@ -166,6 +236,8 @@ async fn open(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use bulkhead_proto::wire::{LogLine, Role};
     use bulkhead_proto::{Code, MemberId};
     use tonic::transport::Channel;
@@ -229,7 +301,8 @@ mod tests {
     async fn what_cannot_be_reached_is_named_and_the_rest_comes() {
         let here: Arc<dyn LogSource> = Arc::new(Here);
         let peers: Arc<dyn Peers> = Arc::new(Nobody);
-        let parts = logs(&world(), &request("shop"), &here, &peers).expect("a stream");
+        let live: Live = Arc::new(|_| true);
+        let parts = logs(&world(), &request("shop"), &here, &peers, &live).expect("a stream");
         let parts: Vec<LogsResponse> = parts.map(|it| it.expect("no refusal")).collect().await;
         let lines: Vec<_> = parts.iter().flat_map(|it| &it.lines).collect();
         assert_eq!((lines.len(), &lines[0].text[..]), (1, &b"hello"[..]));
@@ -246,6 +319,53 @@ mod tests {
                 .any(|it| it.contains("node here: the log is damaged")),
             "{missing:?}"
         );
+    }
+
+    /// A worker whose session begins anew after each line: what it was asked, in order.
+    #[derive(Default)]
+    struct Restless(Mutex<Vec<LogRequest>>);
+
+    impl LogSource for Restless {
+        fn open(&self, _: NodeId, request: LogRequest) -> Option<BoxStream<'static, LogUp>> {
+            let mut asked = self.0.lock().expect("no panic");
+            let at = 10 * i64::try_from(asked.len()).expect("few") + 10;
+            let line = LogLine {
+                task_id: request.task_id.clone(),
+                at,
+                ..Default::default()
+            };
+            asked.push(request);
+            let part = LogUp {
+                lines: vec![line],
+                ..Default::default()
+            };
+            Some(futures::stream::iter([part]).boxed())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_followed_log_goes_on_in_the_workers_next_session_until_its_task_is_over() {
+        let restless = Arc::new(Restless::default());
+        let (here, peers): (Arc<dyn LogSource>, Arc<dyn Peers>) = (restless.clone(), Arc::new(Nobody));
+        let asked = restless.clone();
+        let live: Live = Arc::new(move |_| asked.0.lock().expect("no panic").len() < 3);
+        let one = LogsRequest {
+            task: id_text(&[20; 16]),
+            follow: true,
+            tail: Some(2),
+            ..Default::default()
+        };
+        let parts = logs(&world(), &one, &here, &peers, &live).expect("a stream");
+        let parts: Vec<LogsResponse> = parts.map(|it| it.expect("no refusal")).collect().await;
+        let lines: Vec<i64> = parts
+            .iter()
+            .flat_map(|it| &it.lines)
+            .map(|line| line.at)
+            .collect();
+        assert_eq!(lines, [10, 20, 30]);
+        let asked = restless.0.lock().expect("no panic");
+        let asked: Vec<_> = asked.iter().map(|it| (it.tail, it.since)).collect();
+        assert_eq!(asked, [(Some(2), 0), (None, 11), (None, 21)]);
     }
 
     #[test]

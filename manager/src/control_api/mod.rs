@@ -30,7 +30,7 @@ use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::ticket::{TICKET_SECRET_BYTES, Ticket as TicketText, TicketSecret};
 use bulkhead_proto::wire::control_server::{Control as Service, ControlServer};
 use bulkhead_proto::wire::{self, ChangeResponse, Cluster, Kind, RemoveRequest, WatchResponse};
-use bulkhead_proto::{Code, RequestId, limits};
+use bulkhead_proto::{Code, RequestId, TaskId, limits};
 use bulkhead_raft::Replica;
 use bulkhead_raft::state::State;
 use futures::stream::BoxStream;
@@ -41,6 +41,7 @@ use self::change::{ATTEMPTS, Decision, Plan, is_stale, overtaken, rejected, requ
 use self::object::{IMAGES, Kept, NODES, OPERATORS, SECRETS, SERVICES, TICKETS, get};
 use crate::authz::Principal;
 use crate::ca::{self, Ca};
+use crate::dispatcher::assignments::may_still_run;
 use crate::freshness::Fresh;
 use crate::key_ring::KeyRing;
 use crate::proposer::Proposer;
@@ -509,7 +510,20 @@ impl Service for Control {
     type LogsStream = BoxStream<'static, Result<wire::LogsResponse, Status>>;
 
     async fn logs(&self, request: Request<wire::LogsRequest>) -> Answer<Self::LogsStream> {
-        logs::logs(&self.state(), &request.into_inner(), &self.0.logs, &self.0.peers).map(Response::new)
+        let replica = self.0.replica.clone();
+        let live: logs::Live = Arc::new(move |task: &[u8]| {
+            let found = TaskId::try_from(task);
+            found.is_ok_and(|id| view::task(&replica.state(), id).is_some_and(may_still_run))
+        });
+        let parts = &self.0;
+        logs::logs(
+            &self.state(),
+            &request.into_inner(),
+            &parts.logs,
+            &parts.peers,
+            &live,
+        )
+        .map(Response::new)
     }
 
     type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bulkhead_proto::Code;
-use bulkhead_proto::wire::LeaveRaftRequest;
-use tokio::time::{Instant, sleep};
+use bulkhead_proto::wire::{LeaveRaftRequest, ReadIndexRequest};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 
 use super::member::Member;
@@ -15,18 +15,44 @@ use crate::view;
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Returns once the cluster does not count on this manager any more.
+/// Returns once the cluster does not count on this manager any more: until it is out of Raft, a majority may need it to
+/// let it go.
 pub(super) async fn leave(member: &Member) -> Result<(), Status> {
     let until = Instant::now() + PATIENCE;
     loop {
         match ask(member).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => return gone(member, until).await,
             // Final: what the leader decided about this manager, not that none could be asked.
             Err(status) if status.code() == tonic::Code::FailedPrecondition => return Err(status),
             Err(status) if Instant::now() >= until => return Err(status),
             Err(_) => sleep(PAUSE).await,
         }
     }
+}
+
+/// Waits until another manager refuses this one's key: its record is removed last of all.
+async fn gone(member: &Member, until: Instant) -> Result<(), Status> {
+    let own = member.replica.member();
+    while Instant::now() < until {
+        let others: Vec<u64> = member.replica.members().nodes.into_keys().collect();
+        for other in others.into_iter().filter(|id| *id != own) {
+            let now = member.machine.now_ms();
+            let Some(mut client) = member.peers.client(other) else {
+                continue;
+            };
+            let asked = timeout(PAUSE * 5, client.read_index(ReadIndexRequest { now })).await;
+            if matches!(asked, Ok(Err(status)) if status.code() == tonic::Code::PermissionDenied) {
+                return Ok(());
+            }
+        }
+        sleep(PAUSE).await;
+    }
+    Err(refuse(
+        Code::NotReady,
+        tonic::Code::Unavailable,
+        "the other managers have not taken it out of the quorum yet",
+        "try again in a moment; `bulkhead cluster status` shows who votes",
+    ))
 }
 
 async fn ask(member: &Member) -> Result<(), Status> {

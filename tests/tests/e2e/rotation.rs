@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use bulkhead_tests::{Lab, eventually, may_run, text};
+use bulkhead_tests::{Follow, Lab, eventually, may_run, text};
 
 #[test]
 fn the_root_rolls_under_load_and_who_was_away_comes_back() {
@@ -31,6 +31,8 @@ fn the_root_rolls_under_load_and_who_was_away_comes_back() {
         (down.len() == 1).then_some(()).ok_or_else(|| lab.ok("node ls"))
     });
     let (pids, before) = (lab.pids("web"), issuer(&lab));
+    let mut log = Follow::start(&mut lab.command("service logs -f web"));
+    log.until("listening on port 80");
 
     let (over, writes) = (AtomicBool::new(false), AtomicU32::new(0));
     thread::scope(|scope| {
@@ -49,6 +51,14 @@ fn the_root_rolls_under_load_and_who_was_away_comes_back() {
     let after = issuer(&lab);
     assert_ne!(before, after);
     assert_eq!(lab.pids("web"), pids, "no task was started again");
+    eventually("the log goes on in the workers' new sessions", || {
+        // The probe knows no such path, and writes that it was asked.
+        let _ = lab.get(&used[0], 8080, "/after-the-rotation");
+        log.saw("GET /after-the-rotation")
+            .then_some(())
+            .ok_or_else(String::new)
+    });
+    drop(log);
     // The away worker alone still has a certificate of the long kind.
     let nodes = lab.ok("node ls");
     assert_eq!(nodes.matches("in 47h").count(), 5, "{nodes}");
