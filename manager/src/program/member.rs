@@ -12,13 +12,14 @@ use bulkhead_identity::{Credentials, Identity, tls};
 use bulkhead_proto::NodeId;
 use bulkhead_raft::encryption::{DataKey, Sealing};
 use bulkhead_raft::file_system::RealFileSystem;
+use bulkhead_raft::log_store::OpenError;
 use bulkhead_raft::runtime::Blocking;
 use bulkhead_raft::transport::{Binding, Network, RaftService};
-use bulkhead_raft::{Parts, Replica, Timing, log_store};
+use bulkhead_raft::{Parts, Replica, StartError, Timing, log_store};
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -42,6 +43,9 @@ use crate::registry::{self, Registry};
 
 /// Handshakes done and waiting to be served, on the local socket.
 const LOCAL_BACKLOG: usize = 64;
+/// A program that ends holds its log for a moment longer: readers of it end after consensus does.
+const UNLOCKED: Duration = Duration::from_secs(3);
+const LOCKED: Duration = Duration::from_millis(50);
 /// Freshness is looked at this often, and waited for at most so long, when this manager has just become one.
 const FRESH_POLL: Duration = Duration::from_millis(10);
 const FRESH_WAIT: Duration = Duration::from_secs(3);
@@ -347,18 +351,24 @@ async fn start_replica(
         cluster_epoch: part.epoch,
         member: part.member.0,
     };
-    let parts = Parts {
-        member: part.member.0,
-        fs: Arc::new(RealFileSystem),
-        folder: machine.store(),
-        sealing,
-        entropy: machine.entropy.clone(),
-        network: Network::new(dialer, binding),
-        timing: Timing::default(),
-        log: log_store::Options::default(),
-        blocking: Blocking::Threads,
-    };
-    Ok(Replica::start(parts).await?)
+    let until = Instant::now() + UNLOCKED;
+    loop {
+        let parts = Parts {
+            member: part.member.0,
+            fs: Arc::new(RealFileSystem),
+            folder: machine.store(),
+            sealing: sealing.clone(),
+            entropy: machine.entropy.clone(),
+            network: Network::new(dialer.clone(), binding),
+            timing: Timing::default(),
+            log: log_store::Options::default(),
+            blocking: Blocking::Threads,
+        };
+        match Replica::start(parts).await {
+            Err(StartError::Log(OpenError::Locked { .. })) if Instant::now() < until => sleep(LOCKED).await,
+            started => return Ok(started?),
+        }
+    }
 }
 
 fn open_images(folder: &Path, peers: &Peers) -> Result<Registry, ProgramError> {
