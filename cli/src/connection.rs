@@ -244,11 +244,6 @@ impl Connection {
         }
         match self.look().await {
             Err(refusal) if self.came_back(&refusal).await => self.look().await,
-            Err(refusal) => Err(self
-                .context
-                .as_ref()
-                .and_then(Context::has_ended)
-                .unwrap_or(refusal)),
             found => found,
         }
     }
@@ -266,7 +261,7 @@ impl Connection {
             .map(|it| it.current().certificate.key_id());
         if on_disk == self.key {
             let addresses: Vec<String> = self.endpoints.iter().map(|it| it.address.clone()).collect();
-            if !turned_away || come_back_by_key(&context, &addresses).await.is_none() {
+            if !turned_away || !come_back_by_key(&context, &addresses).await {
                 return false;
             }
         }

@@ -183,11 +183,6 @@ impl Context {
         self.keep_managers(&key::save(&self.key_file(), key, answer)?)
     }
 
-    /// Why the certificate is of no use any more, if it ended.
-    pub(crate) fn has_ended(&self) -> Option<Refusal> {
-        key::has_ended(&self.key_file())
-    }
-
     /// Takes up other credentials of the same operator, and gives them.
     pub(crate) fn replace(&self, credentials: Credentials) -> Result<Arc<Credentials>, Refusal> {
         key::replace(&self.key_file(), credentials)

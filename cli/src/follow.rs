@@ -1,19 +1,18 @@
-//! An operator's own part in the life of certificates: the context trusts what the cluster trusts, its certificate is
-//! renewed while it is used, and one whose root was rotated away comes back by its key.
+//! An operator's own part in a rotation of the root: the context trusts what the cluster trusts, has its certificate signed
+//! by the new root, and comes back by its key where the old one was dropped meanwhile. Its end stays what it was.
 
 use std::time::Duration;
 
 use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::seam::{Entropy as _, SystemEntropy};
 use bulkhead_identity::tls::Expect;
-use bulkhead_identity::{Bundle, Credentials, Key, renewal};
+use bulkhead_identity::{Bundle, Certificate, Credentials, Key};
 use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
-use bulkhead_proto::wire::{ClusterStatus, EnrolResponse, RenewRequest};
+use bulkhead_proto::wire::{ClusterStatus, RenewRequest};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use crate::context::Context;
-use crate::output::text;
 
 /// A command does not wait longer for what it does not need itself.
 const CALL: Duration = Duration::from_secs(5);
@@ -39,9 +38,7 @@ async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus)
         .iter()
         .find(|root| root.key_id().to_wire() == status.issuer);
     let other_root = signs.is_some_and(|root| !root.is_issuer_of(&current.certificate));
-    let certificate = &current.certificate;
-    let due = renewal::due_at(certificate.not_before_ms(), certificate.not_after_ms(), 0);
-    if other_root || text::now_ms() >= due {
+    if other_root {
         let key = Key::generate()?;
         let mut request_id = vec![0; 16];
         SystemEntropy.fill(&mut request_id)?;
@@ -52,7 +49,7 @@ async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus)
         let answer = DispatcherClient::new(channel).renew(request).await?.into_inner();
         context.replace(Credentials {
             key,
-            certificate: bulkhead_identity::Certificate::from_der(&answer.certificate)?,
+            certificate: Certificate::from_der(&answer.certificate)?,
             chain: answer.chain,
             bundle: Bundle::from_ders(answer.roots)?,
         })?;
@@ -62,14 +59,17 @@ async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus)
 }
 
 /// Asks each manager in turn to take this operator back; whether one did.
-pub(crate) async fn come_back_by_key(context: &Context, addresses: &[String]) -> Option<EnrolResponse> {
-    let current = context.identity().ok()?.current();
+pub(crate) async fn come_back_by_key(context: &Context, addresses: &[String]) -> bool {
+    let Ok(identity) = context.identity() else {
+        return false;
+    };
+    let current = identity.current();
     for address in addresses {
-        if let Ok(returned) = come_back(&current, address, Expect::AnyManager, &SystemEntropy).await
-            && context.replace(returned.credentials).is_ok()
+        if let Ok(credentials) = come_back(&current, address, Expect::AnyManager, &SystemEntropy).await
+            && context.replace(credentials).is_ok()
         {
-            return Some(returned.answer);
+            return true;
         }
     }
-    None
+    false
 }

@@ -9,7 +9,7 @@ use bulkhead_identity::store::KeyFile;
 use bulkhead_identity::ticket::Ticket;
 use bulkhead_identity::{Bundle, Certificate, Credentials, Identity, Key};
 use bulkhead_proto::wire::{EnrolResponse, ManagerAddress};
-use bulkhead_proto::{ClusterId, Role, limits};
+use bulkhead_proto::{ClusterId, Role};
 use tokio::sync::mpsc;
 
 use crate::cluster::Checklist;
@@ -19,28 +19,22 @@ use crate::refusal::{Code, Refusal};
 /// Steps of joining that may wait to be shown.
 const STEPS: usize = 64;
 
-/// Who the operator is; refused where the certificate ended too long ago to come back with.
+/// Who the operator is; refused where the certificate's time is over.
 pub(crate) fn load(path: &Path) -> Result<Identity, Refusal> {
     let file = read(path)?;
-    let grace = i64::try_from(limits::RETURN_GRACE.as_millis()).unwrap_or(i64::MAX);
     let ends = file.credentials.certificate.not_after_ms();
-    if ends.saturating_add(grace) <= text::now_ms() {
-        return Err(ended(path, ends));
+    if ends <= text::now_ms() {
+        let reason = format!("your certificate ended {}", text::distance(ends, text::now_ms()));
+        let help = "have another operator issue a new one ('bulkhead operator issue'), or join with an operator \
+                    ticket; on a manager's machine --socket works without a certificate";
+        return Err(Refusal::new(
+            Code::CertificateTime,
+            path.display().to_string(),
+            reason,
+            help,
+        ));
     }
     Identity::new(file.credentials).map_err(|e| damaged(path, &e.to_string()))
-}
-
-/// The refusal of a certificate that ended, if it did.
-pub(crate) fn has_ended(path: &Path) -> Option<Refusal> {
-    let ends = read(path).ok()?.credentials.certificate.not_after_ms();
-    (ends <= text::now_ms()).then(|| ended(path, ends))
-}
-
-fn ended(path: &Path, ends: i64) -> Refusal {
-    let reason = format!("your certificate ended {}", text::distance(ends, text::now_ms()));
-    let help = "have another operator issue a new one ('bulkhead operator issue'), or join with an operator \
-                ticket; on a manager's machine --socket works without a certificate";
-    Refusal::new(Code::CertificateTime, path.display().to_string(), reason, help)
 }
 
 /// The cluster, and when the certificate ends.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bulkhead_proto::limits::MESSAGE_BYTES;
 use bulkhead_proto::wire::enrolment_client::EnrolmentClient;
-use bulkhead_proto::wire::{EnrolResponse, GetRootRequest, ReturnRequest};
+use bulkhead_proto::wire::{GetRootRequest, ReturnRequest};
 use bulkhead_proto::{ClusterId, NodeId};
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -141,16 +141,7 @@ pub enum ComebackError {
     Credentials(#[from] CredentialsError),
 }
 
-/// What a node that came back has.
-#[derive(Debug)]
-pub struct Returned {
-    /// To take up at once.
-    pub credentials: Credentials,
-    /// What else the manager said: where managers are, the node's name.
-    pub answer: EnrolResponse,
-}
-
-/// Asks the manager at `host:port` to take this node back. Nothing is kept here. A manager names the other one; then
+/// Asks the manager at `host:port` to take this node back; what it gives is to be taken up at once. Nothing is kept here. A manager names the other one; then
 /// the other's certificate may have ended, too.
 ///
 /// # Errors
@@ -160,7 +151,7 @@ pub async fn come_back(
     address: &str,
     expect: tls::Expect,
     entropy: &dyn Entropy,
-) -> Result<Returned, ComebackError> {
+) -> Result<Credentials, ComebackError> {
     let subject = current.certificate.subject();
     let channel = tls::bundle_channel(&current.bundle, address, expect)?;
     let mut client = EnrolmentClient::new(channel).max_decoding_message_size(MESSAGE_BYTES);
@@ -184,8 +175,8 @@ pub async fn come_back(
         let answer = client.r#return(request).await.map_err(Box::new)?.into_inner();
         let credentials = Credentials {
             certificate: Certificate::from_der(&answer.certificate)?,
-            chain: answer.chain.clone(),
-            bundle: Bundle::from_ders(answer.roots.clone())?,
+            chain: answer.chain,
+            bundle: Bundle::from_ders(answer.roots)?,
             key,
         };
         if credentials.certificate.key_id() != credentials.key.key_id() {
@@ -194,7 +185,7 @@ pub async fn come_back(
         if credentials.certificate.subject() != subject {
             return Err(CredentialsError::Subject.into());
         }
-        Ok(Returned { credentials, answer })
+        Ok(credentials)
     };
     timeout(CALL, asked).await.map_err(|_| ComebackError::Late)?
 }

@@ -83,7 +83,7 @@ pub async fn run(
         name: keep.name(),
         connected: connected.subscribe(),
     });
-    let (runtime, parts_entropy) = (parts.runtime.clone(), parts.entropy.clone());
+    let (runtime, entropy) = (parts.runtime.clone(), parts.entropy.clone());
     let key_file = parts.config.key_file();
     let mut running = start(parts, &keep, &connected)?;
     if let Some(steps) = joined {
@@ -112,7 +112,7 @@ pub async fn run(
                 Some(Command::Leave { force, answer }) => match may_leave(&runtime, force, &keep.name()).await {
                     Err(refusal) => drop(answer.send(Err(refusal))),
                     Ok(()) => {
-                        let told = match withdraw(&connected, parts_entropy.as_ref()).await {
+                        let told = match withdraw(&connected, entropy.as_ref()).await {
                             Err(refusal) if !force => {
                                 drop(answer.send(Err(refusal)));
                                 continue;

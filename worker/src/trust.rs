@@ -66,7 +66,7 @@ async fn come_back_by_key(keep: &Keep, entropy: &dyn Entropy) {
     for manager in keep.managers() {
         let current = keep.identity().current();
         match come_back(&current, &manager.address, Expect::AnyManager, entropy).await {
-            Ok(returned) => match keep.renew(returned.credentials) {
+            Ok(credentials) => match keep.renew(credentials) {
                 Ok(()) => {
                     tracing::info!(target: "audit", "this node came back by its committed key");
                     return;

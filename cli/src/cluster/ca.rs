@@ -204,7 +204,7 @@ fn people(status: &RotationStatus) -> String {
     if status.nodes.is_empty() {
         return out;
     }
-    let mark = |yes: bool, text: &str| if yes { text.to_owned() } else { "-".into() };
+    let mark = |yes: bool| if yes { "yes" } else { "-" }.to_owned();
     let rows: Vec<Vec<String>> = status
         .nodes
         .iter()
@@ -212,9 +212,9 @@ fn people(status: &RotationStatus) -> String {
             vec![
                 node.name.clone(),
                 text::role(node.role()).to_owned(),
-                mark(node.trusts, "yes"),
-                mark(node.uses, "yes"),
-                mark(node.waited_for, "yes"),
+                mark(node.trusts),
+                mark(node.uses),
+                mark(node.waited_for),
                 node.lags.clone(),
             ]
         })

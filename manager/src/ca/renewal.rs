@@ -5,12 +5,13 @@
 
 use bulkhead_identity::csr::PublicKey;
 use bulkhead_proto::wire::{
-    Change, Kind, Node, NodeKey, Precondition, VersionIs, change::Change as Step, object::Object as Any,
-    precondition::Precondition as Condition,
+    Change, Cluster, Kind, Node, NodeKey, Precondition, VersionIs, change::Change as Step,
+    object::Object as Any, precondition::Precondition as Condition,
 };
-use bulkhead_proto::{Code, KeyId, NodeId, RequestId};
+use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::state::{Key, State};
 
+use super::{Validity, millis};
 use crate::view;
 
 /// Keys that a node may have at once: the one in use, one under way, and one whose answer was lost.
@@ -86,6 +87,29 @@ pub fn plan(
     Ok(Renewal::Sign)
 }
 
+/// The validity of the certificate that follows one which ends at `ends`. An operator was given its right until then, by
+/// a person: a rotation of the root signs it anew, and nothing prolongs it.
+pub fn validity(role: Role, cluster: &Cluster, ends: i64, now_ms: i64) -> Validity {
+    let full = Validity::of_role(role, cluster, now_ms);
+    match role {
+        Role::Operator => Validity {
+            not_after: ends.min(full.not_after),
+            ..full
+        },
+        Role::Manager | Role::Worker => full,
+    }
+}
+
+/// Whether who proves a listed key, whose certificate ends at `ends`, may come back with it: an operator until then, a
+/// node for [`limits::RETURN_GRACE`] longer.
+pub fn may_return(role: Role, ends: i64, now_ms: i64) -> bool {
+    let grace = match role {
+        Role::Operator => 0,
+        Role::Manager | Role::Worker => millis(limits::RETURN_GRACE),
+    };
+    now_ms <= ends.saturating_add(grace)
+}
+
 /// The one transaction: the node as it was read, with the key last in its list.
 pub fn with_key(
     record: &Node,
@@ -130,7 +154,7 @@ pub(crate) fn unchanged(record: &Node) -> Precondition {
 mod tests {
     use super::*;
     use bulkhead_identity::Key as IdentityKey;
-    use bulkhead_proto::wire::{Cluster, Tombstone, Transaction};
+    use bulkhead_proto::wire::{Tombstone, Transaction};
     use prost::Message as _;
 
     const NODE: NodeId = NodeId::from_bytes([1; 16]);
@@ -213,6 +237,22 @@ mod tests {
             RequestId::from_bytes([8; 16]),
         );
         assert_eq!(again, Ok(Renewal::Sign));
+    }
+
+    #[test]
+    fn nothing_prolongs_an_operators_right() {
+        let (cluster, now) = (Cluster::default(), 1_000_000_000);
+        let hour = now + 3_600_000;
+        assert_eq!(validity(Role::Operator, &cluster, hour, now).not_after, hour);
+        let full = |role| Validity::of_role(role, &cluster, now).not_after;
+        let later = validity(Role::Operator, &cluster, i64::MAX, now);
+        assert_eq!(later.not_after, full(Role::Operator));
+        let grace = millis(limits::RETURN_GRACE);
+        assert!(may_return(Role::Operator, now, now) && !may_return(Role::Operator, now, now + 1));
+        for role in [Role::Manager, Role::Worker] {
+            assert_eq!(validity(role, &cluster, hour, now).not_after, full(role));
+            assert!(may_return(role, now, now + grace) && !may_return(role, now, now + grace + 1));
+        }
     }
 
     #[test]

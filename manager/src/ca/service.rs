@@ -164,7 +164,9 @@ impl EnrolmentService {
                 return Err(no_such("the node is not there"));
             };
             let role = view::role(record.role()).ok_or_else(|| no_such("the node has no role"))?;
-            let validity = Validity::of_role(role, cluster, self.now());
+            let used = record.keys.iter().find(|it| it.key_id == presented.as_bytes());
+            let ends = used.map_or(0, |it| it.not_after);
+            let validity = renewal::validity(role, cluster, ends, self.now());
             let signed = self
                 .0
                 .ca
@@ -219,11 +221,8 @@ impl EnrolmentService {
         if !comeback::proves(&certificate, &request.challenge, &request.csr, &request.signature) {
             return Err(refused("the signature is not of the node's committed key"));
         }
-        let grace = i64::try_from(limits::RETURN_GRACE.as_millis()).unwrap_or(i64::MAX);
-        if certificate.not_after_ms().saturating_add(grace) < self.now() {
-            return Err(refused(
-                "the node was away for too long after its certificate ended",
-            ));
+        if !renewal::may_return(certificate.subject().role, certificate.not_after_ms(), self.now()) {
+            return Err(refused("it was away for too long after its certificate ended"));
         }
         self.reissue(&format!("return/{node}"), node, presented, &key, request_id)
             .await?;

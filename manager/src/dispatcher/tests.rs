@@ -1,17 +1,21 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bulkhead_identity::comeback::{ComebackError, come_back};
+use bulkhead_identity::seam::SystemEntropy;
+use bulkhead_identity::tls::Expect;
+use bulkhead_identity::{Certificate, Credentials};
 use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
 use bulkhead_proto::wire::enrolment_client::EnrolmentClient;
 use bulkhead_proto::wire::peer_client::PeerClient;
 use bulkhead_proto::wire::raft_client::RaftClient;
 use bulkhead_proto::wire::{
-    AssignedSecret, Assignments, DesiredState, EnrolRequest, Image, ImageLayer, ListRequest, LogRequest,
-    Node, Object, RaftMessage, ReadIndexRequest, RenewRequest, Role as WireRole, Secret, SecretReference,
-    Service, ServiceSpec, ServiceVersion, SessionHello, StatusBatch, Task, TaskObserved, TaskReport,
-    TaskState, TaskStatus, Transaction, change::Change as Step, object::Object as Any,
-    session_down::Message as Down, session_up::Message as Up,
+    AssignedSecret, Assignments, DesiredState, EnrolRequest, GetRootRequest, Image, ImageLayer, ListRequest,
+    LogRequest, Node, Object, RaftMessage, ReadIndexRequest, RenewRequest, ReturnRequest, Role as WireRole,
+    Secret, SecretReference, Service, ServiceSpec, ServiceVersion, SessionHello, StatusBatch, Task,
+    TaskObserved, TaskReport, TaskState, TaskStatus, Transaction, change::Change as Step,
+    object::Object as Any, session_down::Message as Down, session_up::Message as Up,
 };
 use bulkhead_proto::wire::{Kind, SessionDown};
 use bulkhead_proto::{CODE_KEY, Digest, NodeId, Role, TaskId};
@@ -407,6 +411,89 @@ fn code(status: &Status) -> &str {
         .get(CODE_KEY)
         .and_then(|it| it.to_str().ok())
         .unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_right_ends_when_it_was_given_until() {
+    let manager = Manager::start().await;
+    let operator = manager
+        .admitted_for(Role::Operator, "an-hour", Duration::from_secs(3_600))
+        .await;
+    let ends = operator.current().certificate.not_after_ms();
+    let (own, _) = key();
+    let request = RenewRequest {
+        csr: own.csr().expect("signed"),
+        request_id: vec![5; 16],
+    };
+    let renewed = DispatcherClient::new(manager.channel(&operator))
+        .renew(request)
+        .await;
+    let renewed = renewed.expect("it is listed").into_inner();
+    let renewed = Certificate::from_der(&renewed.certificate).expect("of the profile");
+    assert_eq!(renewed.not_after_ms(), ends);
+    let back = come_back(
+        &operator.current(),
+        &manager.address,
+        Expect::AnyManager,
+        &SystemEntropy,
+    )
+    .await;
+    assert_eq!(back.expect("it is listed").certificate.not_after_ms(), ends);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_a_committed_key_brings_its_own_node_back() {
+    let manager = Manager::start().await;
+    let (one, two) = (
+        manager.admitted(Role::Worker, "one").await,
+        manager.admitted(Role::Worker, "two").await,
+    );
+    let ask = async |credentials: &Credentials| {
+        come_back(credentials, &manager.address, Expect::AnyManager, &SystemEntropy).await
+    };
+    let back = ask(&one.current()).await.expect("it is listed");
+    assert_eq!(back.certificate.subject(), one.subject());
+    // Its certificate says who it would be; the key is one's own, and not listed for that node.
+    let (stranger, _) = key();
+    let as_two = |key| Credentials {
+        key,
+        certificate: two.current().certificate.clone(),
+        chain: Vec::new(),
+        bundle: manager.bundle.clone(),
+    };
+    let of_one = bulkhead_identity::Key::from_pkcs8(one.current().key.pkcs8()).expect("a key");
+    for forged in [as_two(stranger), as_two(of_one)] {
+        let refused = ask(&forged).await.expect_err("not that node's key");
+        assert!(refused_with(&refused, "BH-E0046"), "{refused:?}");
+    }
+    manager.remove(two.subject().node).await;
+    let refused = ask(&two.current()).await.expect_err("removed");
+    assert!(refused_with(&refused, "BH-E0046"), "{refused:?}");
+
+    // A request without a challenge of this manager, and one whose signature is another's.
+    let mut client = EnrolmentClient::new(manager.anonymous());
+    let root = client
+        .get_root(GetRootRequest {})
+        .await
+        .expect("open to anyone")
+        .into_inner();
+    let (own, _) = key();
+    for challenge in [vec![0; 56], root.challenge] {
+        let forged = ReturnRequest {
+            node_id: one.subject().node.to_wire(),
+            key_id: one.current().key.key_id().to_wire(),
+            csr: own.csr().expect("signed"),
+            challenge,
+            signature: vec![7; 70],
+            request_id: vec![6; 16],
+        };
+        let refused = client.r#return(forged).await.expect_err("no proof");
+        assert_eq!(code(&refused), "BH-E0046");
+    }
+}
+
+fn refused_with(error: &ComebackError, wanted: &str) -> bool {
+    matches!(error, ComebackError::Refused(status) if code(status) == wanted)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

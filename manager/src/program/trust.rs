@@ -134,7 +134,7 @@ async fn come_back_by_key(member: &Member) {
         let current = member.identity.current();
         let expect = Expect::Manager(other.node);
         match come_back(&current, &other.address, expect, &*member.machine.entropy).await {
-            Ok(returned) => match taken_up(member, returned.credentials) {
+            Ok(credentials) => match taken_up(member, credentials) {
                 Ok(()) => {
                     tracing::info!(target: "audit", "this manager came back by its committed key");
                     return;
