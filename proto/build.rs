@@ -35,6 +35,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "bulkhead.v1.EnrolRequest",
             "bulkhead.v1.CreateTicketResponse",
             "bulkhead.v1.JoinRequest",
+            "bulkhead.v1.EnrolResponse",
+            "bulkhead.v1.InitResponse",
+            "bulkhead.v1.UnlockRequest",
+            "bulkhead.v1.GetUnlockKeyResponse",
         ])
         .compile_fds(descriptors)?;
     Ok(())

@@ -2,6 +2,8 @@
 
 mod ca;
 pub(crate) mod join;
+mod key_ring;
+mod lock;
 mod status;
 pub(crate) mod ticket;
 
@@ -45,6 +47,14 @@ pub(crate) enum ClusterVerb {
     Status,
     /// Changes settings of the cluster
     Update(ca::Update),
+    /// Renews the key ring, which seals secrets and the root's key
+    #[command(subcommand)]
+    KeyRing(key_ring::KeyRingVerb),
+    /// Gives the manager program behind --socket the unlock key that it waits for
+    Unlock(lock::Unlock),
+    /// Shows and rotates the key that managers wait for where autolock is on
+    #[command(subcommand)]
+    UnlockKey(lock::UnlockKeyVerb),
     /// Shows and rotates the root of all certificates
     #[command(subcommand)]
     Ca(ca::CaVerb),
@@ -71,6 +81,9 @@ pub(crate) struct Init {
     /// Allows faults to be injected: for trials, never for work
     #[arg(long)]
     lab: bool,
+    /// Managers wait for an unlock key when they start again; it is printed after the node's id
+    #[arg(long)]
+    autolock: bool,
     /// This node's name [default: the host's]
     #[arg(long)]
     name: Option<String>,
@@ -96,6 +109,9 @@ pub(crate) async fn run(verb: ClusterVerb, app: &mut App<'_>) -> Result<Exit, Re
         ClusterVerb::Leave { force } => leave(force, app).await,
         ClusterVerb::Status => status::run(app).await,
         ClusterVerb::Update(options) => ca::update(options, app).await,
+        ClusterVerb::KeyRing(verb) => key_ring::run(verb, app).await,
+        ClusterVerb::Unlock(options) => lock::unlock(options, app).await,
+        ClusterVerb::UnlockKey(verb) => lock::run(verb, app).await,
         ClusterVerb::Ca(verb) => ca::run(verb, app).await,
         ClusterVerb::Ticket(verb) => ticket::run(verb, app).await,
         ClusterVerb::JoinToken { role } => ticket::create(ticket::Create::plain(role), app).await,
@@ -109,6 +125,7 @@ impl Init {
             listen: Some(address),
             advertise: None,
             lab: true,
+            autolock: false,
             name: Some(name),
             operator: None,
             if_needed: false,
@@ -131,6 +148,12 @@ async fn init(options: Init, app: &mut App<'_>) -> Result<Exit, Refusal> {
     }
     let answer = found(&options, app).await?;
     app.print(&format!("{}\n", text::id(&answer.node_id)))?;
+    if !answer.unlock_key.is_empty() {
+        app.print(&format!("{}\n", answer.unlock_key))?;
+        app.say(
+            "keep this unlock key where no manager is: without it a manager that starts again is of no use",
+        );
+    }
     app.say(&format!(
         "the cluster is up; its first manager is {}",
         answer.name
@@ -205,6 +228,7 @@ async fn first_operator(
         listen,
         advertise,
         lab: options.lab,
+        autolock: options.autolock,
         operator_csr,
         operator_id: text::new_id().to_vec(),
         operator_name: options.operator.clone().unwrap_or_else(fallback),

@@ -39,8 +39,14 @@ pub(crate) async fn run(options: Health, app: &mut App<'_>) -> Result<Exit, Refu
     if status.ready {
         return Ok(Exit::Done);
     }
-    let help = "wait, or read the program's log; a program without a cluster needs 'bulkhead cluster init' or 'join'";
-    Err(Refusal::new(Code::NotReady, "health", verdict(&status), help))
+    let (code, help) = match status.phase() {
+        Phase::Locked => (Code::Locked, "give it its unlock key: 'bulkhead cluster unlock'"),
+        _ => (
+            Code::NotReady,
+            "wait, or read the program's log; a program without a cluster needs 'bulkhead cluster init' or 'join'",
+        ),
+    };
+    Err(Refusal::new(code, "health", verdict(&status), help))
 }
 
 /// User, group and no other groups; for ever, before anything is asked.
@@ -81,6 +87,7 @@ pub(crate) fn phase(status: &LocalStatus) -> &'static str {
         Phase::Joining => "joining",
         Phase::Member => "member",
         Phase::Stopped => "stopped",
+        Phase::Locked => "locked",
     }
 }
 

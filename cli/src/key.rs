@@ -156,6 +156,7 @@ fn write(
         name,
         managers,
         manager: None,
+        lock: None,
     };
     file.save(path).map_err(|e| {
         let place = path.display().to_string();

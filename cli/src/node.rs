@@ -66,6 +66,9 @@ pub(crate) enum NodeVerb {
         /// Even a node that is ready
         #[arg(long)]
         force: bool,
+        /// A manager that nobody else ever read: no new key ring and no new root for it
+        #[arg(long)]
+        clean: bool,
     },
 }
 
@@ -152,24 +155,67 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
                 quarantine(app, selector, force).await?;
             }
         }
-        NodeVerb::Rm { which, force } => {
+        NodeVerb::Rm { which, force, clean } => {
             app.confirm(&format!("Remove {} for ever?", which.nodes.join(", ")))?;
             let mut connection = app.connect()?;
             for selector in which.nodes {
                 let place = format!("node {selector}");
                 let request = RemoveRequest {
                     request_id: text::new_id().to_vec(),
-                    selector,
+                    selector: selector.clone(),
                     force,
+                    clean,
                 };
+                let manager = is_manager(&mut connection, &place, selector).await?;
                 let answer = connection
                     .change(&place, async |mut c| c.remove_node(request.clone()).await)
                     .await?;
                 app.print(&format!("{}\n", text::id(&answer.id)))?;
+                match (manager, clean) {
+                    (false, _) => {}
+                    (true, true) => app.say(
+                        "nothing is renewed: whoever has its disk and its key file can still open every secret and the root's key",
+                    ),
+                    (true, false) => exposed_by_manager(&mut connection, app).await?,
+                }
             }
         }
     }
     Ok(Exit::Done)
+}
+
+async fn is_manager(connection: &mut Connection, place: &str, selector: String) -> Result<bool, Refusal> {
+    let request = ListRequest {
+        selector,
+        ..Default::default()
+    };
+    let found = connection
+        .ask(place, async |mut c| c.list_nodes(request.clone()).await)
+        .await?;
+    Ok(found.nodes.iter().any(|node| node.role() == Role::Manager))
+}
+
+/// A manager could open everything: what the cluster does about that, and what is left to do.
+async fn exposed_by_manager(connection: &mut Connection, app: &mut App<'_>) -> Result<(), Refusal> {
+    app.say(
+        "it could open every secret and the root's key: the key ring and the root are renewed by themselves",
+    );
+    app.say("('bulkhead cluster status' and 'bulkhead cluster ca status' show how far)");
+    let secrets = pages!(
+        connection,
+        "secrets",
+        list_secrets,
+        ListRequest::default(),
+        secrets
+    );
+    let names: Vec<&str> = secrets.iter().map(|secret| secret.name.as_str()).collect();
+    if !names.is_empty() {
+        app.say(&format!(
+            "where it was not trustworthy, change these secrets where they come from: {}",
+            names.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 /// Cuts one node off, and says which secrets are no secrets any more.
@@ -184,6 +230,7 @@ async fn quarantine(app: &mut App<'_>, selector: String, force: bool) -> Result<
         request_id: text::new_id().to_vec(),
         selector,
         force,
+        ..Default::default()
     };
     let answer = connection
         .change(&place, async |mut c| c.quarantine_node(request.clone()).await)

@@ -108,6 +108,7 @@ pub(crate) async fn run(verb: OperatorVerb, app: &mut App<'_>) -> Result<Exit, R
                     request_id: text::new_id().to_vec(),
                     selector,
                     force: false,
+                    ..Default::default()
                 };
                 let answer = connection
                     .change(&place, async |mut c| c.revoke_operator(request.clone()).await)

@@ -204,6 +204,7 @@ pub(crate) async fn run(verb: SecretVerb, app: &mut App<'_>) -> Result<Exit, Ref
                     request_id: text::new_id().to_vec(),
                     selector,
                     force: false,
+                    ..Default::default()
                 };
                 let answer = connection
                     .change(&place, async |mut c| c.remove_secret(request.clone()).await)

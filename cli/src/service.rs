@@ -249,6 +249,7 @@ async fn rm(app: &mut App<'_>, services: Vec<String>) -> Result<(), Refusal> {
             request_id: text::new_id().to_vec(),
             selector,
             force: false,
+            ..Default::default()
         };
         let answer = connection
             .change(&place, async |mut c| c.remove_service(request.clone()).await)

@@ -24,7 +24,7 @@ use x509_parser::time::ASN1Time;
 use crate::dial::{self, DialError};
 use crate::seam::{Clock, Entropy as _, SystemEntropy};
 use crate::ticket::Ticket;
-use crate::{Bundle, Certificate, Credentials, Key, tls};
+use crate::{Bundle, Certificate, Credentials, Key, UnlockKey, tls};
 
 /// Addresses that one join tries.
 pub const ADDRESSES: usize = 16;
@@ -67,6 +67,8 @@ pub struct Enrolled {
     pub index: u64,
     /// The managers.
     pub managers: Vec<ManagerAddress>,
+    /// Managers, where autolock is on: what the key file is to be sealed with.
+    pub lock: Option<UnlockKey>,
 }
 
 /// Why a join failed. `Display` says what happened and [`hint`](Self::hint) what to do next.
@@ -386,6 +388,7 @@ impl Joiner<'_> {
                     epoch: answer.epoch,
                     index: answer.index,
                     managers: answer.managers.clone(),
+                    lock: UnlockKey::from_bytes(answer.unlock_generation, &answer.unlock_key),
                 })
             })
     }

@@ -24,6 +24,7 @@ pub mod store;
 mod testing;
 pub mod ticket;
 pub mod tls;
+pub mod unlock;
 
 #[cfg(any(test, feature = "authority"))]
 pub use authority::{Authority, IssueError};
@@ -33,3 +34,4 @@ pub use credentials::{Credentials, CredentialsError, Identity};
 pub use dial::DialError;
 pub use key::{Key, KeyError};
 pub use peer::{ConnectInfo, Connection, Peer};
+pub use unlock::{UnlockKey, UnlockKeyError};

@@ -3,6 +3,9 @@
 //! Each epoch is one random key, enveloped (HPKE, RFC 9180) to each manager's own X25519 key, so that the state itself,
 //! its snapshots and its backups hold no plaintext. Epoch keys are opened when first needed and wiped with the ring.
 
+mod keeping;
+mod renewal;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +23,9 @@ use hpke::{Deserializable as _, Kem, OpModeR, OpModeS, Serializable as _};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use zeroize::Zeroizing;
+
+pub use keeping::Keeping;
+pub use renewal::{cluster_place, holders, left};
 
 type PrivateKey = <X25519HkdfSha256 as Kem>::PrivateKey;
 type PublicKey = <X25519HkdfSha256 as Kem>::PublicKey;
@@ -198,6 +204,38 @@ impl KeyRing {
         Ok(ring)
     }
 
+    /// The ring with one more epoch, enveloped to these managers by their public keys.
+    ///
+    /// # Errors
+    /// [`KeyRingError`] where a key is none, or the system gives no random bytes.
+    pub fn with_next_epoch(
+        &self,
+        cluster: &Cluster,
+        managers: &[(NodeId, &[u8])],
+        now_ms: i64,
+    ) -> Result<Vec<KeyRingEpoch>, KeyRingError> {
+        let newest = cluster.key_ring.last().ok_or(KeyRingError::Empty)?.epoch;
+        let next = next_epoch(&cluster.id, newest + 1, managers, now_ms, &*self.0.entropy)?;
+        Ok(cluster.key_ring.iter().cloned().chain([next.1]).collect())
+    }
+
+    /// A value sealed anew under the newest epoch; nothing where it is already.
+    ///
+    /// # Errors
+    /// [`KeyRingError`].
+    pub fn moved(
+        &self,
+        cluster: &Cluster,
+        object: Key,
+        sealed: &Sealed,
+    ) -> Result<Option<Sealed>, KeyRingError> {
+        if sealed.epoch >= self.newest(cluster)? {
+            return Ok(None);
+        }
+        let plaintext = self.open(cluster, object, sealed)?;
+        self.seal(cluster, object, &plaintext).map(Some)
+    }
+
     /// Lends the key of an epoch, opening its envelope at the first time. The object may be new since then, the key of
     /// an epoch never is.
     fn with_epoch<T>(
@@ -225,37 +263,49 @@ impl KeyRing {
     }
 }
 
-/// The first epoch of a new cluster, enveloped to its first manager, and the root's key sealed under it.
+/// The first epoch of a new cluster, enveloped to its first manager, and what is sealed under it from the beginning.
 ///
 /// # Errors
 /// Where the system gives no random bytes or the public key is none.
 pub(crate) fn begin(
     cluster: &[u8],
-    object: Key,
     manager: (NodeId, &[u8]),
-    root_key: &[u8],
+    objects: &[(Key, &[u8])],
+    now_ms: i64,
     entropy: &dyn Entropy,
-) -> Result<(KeyRingEpoch, Sealed), KeyRingError> {
+) -> Result<(KeyRingEpoch, Vec<Sealed>), KeyRingError> {
     const FIRST: u32 = 1;
+    let (key, epoch) = next_epoch(cluster, FIRST, &[manager], now_ms, entropy)?;
+    let sealed = objects.iter().map(|(object, plaintext)| {
+        let mut nonce = [0; NONCE_BYTES];
+        entropy.fill(&mut nonce)?;
+        let place = associated_data(cluster, *object, FIRST);
+        Ok(seal(&key, &place, FIRST, nonce, plaintext))
+    });
+    let sealed = sealed.collect::<Result<_, KeyRingError>>()?;
+    Ok((epoch, sealed))
+}
+
+/// An epoch with a fresh key.
+fn next_epoch(
+    cluster: &[u8],
+    epoch: u32,
+    managers: &[(NodeId, &[u8])],
+    now_ms: i64,
+    entropy: &dyn Entropy,
+) -> Result<(EpochKey, KeyRingEpoch), KeyRingError> {
     let mut key = Zeroizing::new([0; KEY_BYTES]);
     entropy.fill(key.as_mut())?;
-    let mut nonce = [0; NONCE_BYTES];
-    entropy.fill(&mut nonce)?;
-    let envelopes = vec![envelope(&key, cluster, FIRST, manager.0, manager.1, entropy)?];
-    let sealed = seal(
-        &key,
-        &associated_data(cluster, object, FIRST),
-        FIRST,
-        nonce,
-        root_key,
-    );
-    Ok((
-        KeyRingEpoch {
-            epoch: FIRST,
-            envelopes,
-        },
-        sealed,
-    ))
+    let envelopes = managers
+        .iter()
+        .map(|(node, public)| envelope(&key, cluster, epoch, *node, public, entropy))
+        .collect::<Result<_, _>>()?;
+    let epoch = KeyRingEpoch {
+        epoch,
+        envelopes,
+        created_at: now_ms,
+    };
+    Ok((key, epoch))
 }
 
 fn seal(key: &EpochKey, place: &[u8], epoch: u32, nonce: [u8; NONCE_BYTES], plaintext: &[u8]) -> Sealed {
@@ -369,18 +419,18 @@ mod tests {
     }
 
     fn cluster(first: &KeyRing) -> Cluster {
-        let (epoch, root_key) = begin(
+        let (epoch, mut sealed) = begin(
             &[1; 16],
-            CLUSTER,
             (first.0.node, &first.public()),
-            b"the root's key",
+            &[(CLUSTER, b"the root's key")],
+            0,
             &SystemEntropy,
         )
         .expect("sealed");
         Cluster {
             id: vec![1; 16],
             key_ring: vec![epoch],
-            root_key: Some(root_key),
+            root_key: sealed.pop(),
             ..Default::default()
         }
     }

@@ -7,6 +7,7 @@ pub mod dispatcher;
 pub mod freshness;
 pub mod key_ring;
 pub mod leader;
+pub mod lock;
 pub mod membership;
 pub mod orchestrator;
 pub mod peer;

@@ -43,6 +43,10 @@ struct Arguments {
     /// With --join: the wished name
     #[arg(long, requires = "join", default_value = "")]
     name: String,
+    /// Where the unlock key is, for a start without anybody where autolock is on [default: the systemd credential
+    /// bulkhead.unlock-key, where there is one]
+    #[arg(long, value_name = "FILE")]
+    unlock_key_file: Option<PathBuf>,
     /// What to log, as in `info,bulkhead_raft=debug`
     #[arg(long, value_name = "FILTER", default_value = "info,openraft=warn")]
     log: String,
@@ -77,6 +81,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// The unlock key that systemd hands over (systemd.exec(5), `LoadCredential=`).
+#[expect(clippy::disallowed_methods, reason = "this is the program's configuration")]
+fn credential() -> Option<PathBuf> {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+    let path = PathBuf::from(folder).join("bulkhead.unlock-key");
+    path.exists().then_some(path)
+}
+
 async fn run(arguments: Arguments) -> Result<(), program::ProgramError> {
     let stop = CancellationToken::new();
     let asked = stop.clone();
@@ -106,6 +118,7 @@ async fn run(arguments: Arguments) -> Result<(), program::ProgramError> {
         data: arguments.data,
         socket,
         join,
+        unlock_key_file: arguments.unlock_key_file.or_else(credential),
     };
     let ended = program::run(config, stop).await;
     signals.abort();

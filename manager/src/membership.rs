@@ -250,6 +250,7 @@ mod tests {
                         ..Default::default()
                     })
                     .collect(),
+                ..Default::default()
             }],
             desired_voters: wanted.to_vec(),
             ..Default::default()

@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Server};
 use zeroize::Zeroizing;
 
 use crate::authz::{AuthzLayer, Listing};
-use crate::ca::genesis::{FirstManager, FirstOperator, genesis};
+use crate::ca::genesis::{FirstManager, FirstOperator, Wishes, genesis};
 use crate::ca::{Ca, EnrolmentService, Validity, genesis};
 use crate::control_api::{self, Control};
 use crate::dispatcher::{self, DispatcherService, Sessions, report_liveness, reports};
@@ -116,7 +116,10 @@ impl Manager {
                 name: "admin".into(),
                 key: operator_public,
             }),
-            true,
+            Wishes {
+                lab: true,
+                ..Default::default()
+            },
             now,
             &*entropy,
         )
@@ -139,7 +142,7 @@ impl Manager {
             fs: Arc::new(RealFileSystem),
             folder: folder.path().join("raft"),
             sealing: Sealing {
-                key: Arc::new(DataKey::new(Zeroizing::new([7; 32]))),
+                keys: Arc::new(DataKey::new(Zeroizing::new([7; 32])).into()),
                 store: [1; 16],
                 cluster_epoch: 1,
                 member: 1,

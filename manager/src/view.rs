@@ -79,6 +79,16 @@ pub fn service(state: &State, id: ServiceId) -> Option<&Service> {
     }
 }
 
+/// All secrets, by id.
+pub fn secrets(state: &State) -> impl Iterator<Item = &Secret> {
+    state
+        .list(Kind::Secret)
+        .filter_map(|object| match &object.object {
+            Some(Any::Secret(secret)) => Some(secret),
+            _ => None,
+        })
+}
+
 /// All tickets, by id.
 pub fn tickets(state: &State) -> impl Iterator<Item = &Ticket> {
     state

@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bulkhead_identity::local;
 use bulkhead_identity::seam::SystemEntropy;
+use bulkhead_identity::store::KeyFile;
+use bulkhead_identity::{UnlockKey, local};
 use bulkhead_manager::program::{self, Config, ProgramError};
 use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::local_client::LocalClient;
 use bulkhead_proto::wire::{
-    CreateTicketRequest, GetClusterStatusRequest, GetLocalStatusRequest, InitRequest, JoinProgress,
-    JoinRequest, LeaveRequest, LocalStatus, Phase, Role, StepState,
+    ConfirmUnlockKeyRequest, CreateTicketRequest, GetClusterStatusRequest, GetLocalStatusRequest,
+    GetUnlockKeyRequest, InitRequest, JoinProgress, JoinRequest, LeaveRequest, LocalStatus, Phase, Role,
+    RotateUnlockKeyRequest, StepState, UnlockRequest, UpdateClusterRequest,
 };
 use bulkhead_proto::{CODE_KEY, Code};
 use tokio::task::JoinHandle;
@@ -35,6 +37,7 @@ fn start(data: &Path) -> Running {
         data: data.to_owned(),
         socket: socket.clone(),
         join: None,
+        unlock_key_file: None,
     };
     Running {
         ended: tokio::spawn(program::run(config, stop.clone())),
@@ -297,4 +300,160 @@ async fn a_second_program_on_the_folder_is_refused() {
     assert!(matches!(error, ProgramError::InUse(_)), "{error}");
     first.status(|_| true).await;
     first.end().await;
+}
+
+/// Every file below a folder, sockets apart.
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        let kind = entry.file_type().expect("a kind");
+        if kind.is_dir() {
+            found.extend(files(&path));
+        } else if kind.is_file() {
+            found.push((path.clone(), std::fs::read(&path).expect("readable")));
+        }
+    }
+    found
+}
+
+/// What opens this manager's store and envelopes, and speaks for it.
+fn secrets(folder: &Path, unlock: &UnlockKey) -> Vec<Vec<u8>> {
+    let keys = KeyFile::open(&folder.join("keys"), Some(unlock)).expect("its own unlock key");
+    let part = keys.manager.as_ref().expect("a manager's");
+    let former = part.former_data_key.iter().map(|key| key.to_vec());
+    [
+        part.data_key.to_vec(),
+        part.envelope_key.to_vec(),
+        unlock.expose().to_vec(),
+        keys.credentials.key.pkcs8().to_vec(),
+    ]
+    .into_iter()
+    .chain(former)
+    .collect()
+}
+
+fn assert_on_no_disk(folder: &Path, secrets: &[Vec<u8>]) {
+    for (path, content) in files(folder) {
+        for secret in secrets {
+            let found = content
+                .windows(secret.len())
+                .any(|window| window == secret.as_slice());
+            assert!(!found, "a key stands in {}", path.display());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_manager_has_no_key_on_disk_and_waits_for_one() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let program = start(folder.path());
+    program
+        .status(|status| status.phase() == Phase::Uninitialised)
+        .await;
+    let request = InitRequest {
+        autolock: true,
+        ..init(&free_address())
+    };
+    let made = program
+        .client()
+        .init(request)
+        .await
+        .expect("it begins")
+        .into_inner();
+    program.status(|status| status.ready).await;
+    let first: UnlockKey = made.unlock_key.parse().expect("an unlock key");
+    let before = secrets(folder.path(), &first);
+    assert_on_no_disk(folder.path(), &before);
+    program.end().await;
+
+    let program = start(folder.path());
+    let locked = program.status(|status| status.phase() == Phase::Locked).await;
+    assert_eq!(
+        (locked.locked_with, locked.ready, locked.name.as_str()),
+        (1, false, "first")
+    );
+    let unlock = async |program: &Running, key: &UnlockKey| {
+        let unlock_key = key.to_text().to_string();
+        program.client().unlock(UnlockRequest { unlock_key }).await
+    };
+    let wrong = UnlockKey::generate(1, &SystemEntropy).expect("random bytes");
+    let refused = unlock(&program, &wrong).await.expect_err("another key");
+    assert_eq!(code(&refused), Some(Code::WrongUnlockKey));
+    let refused = program
+        .client()
+        .init(init(&free_address()))
+        .await
+        .expect_err("locked");
+    assert_eq!(code(&refused), Some(Code::Locked));
+    let mut control = ControlClient::new(local::connect(&program.socket));
+    control
+        .get_cluster_status(GetClusterStatusRequest {})
+        .await
+        .expect_err("a locked manager serves nothing of its cluster");
+    unlock(&program, &first).await.expect("its own key");
+    program.status(|status| status.ready).await;
+
+    // With the next key everything on disk is sealed anew, and no key of before is of use.
+    let mut control = ControlClient::new(local::connect(&program.socket));
+    let request = RotateUnlockKeyRequest {
+        request_id: RandomId::next(),
+    };
+    control.rotate_unlock_key(request).await.expect("it is on");
+    let shown = control.get_unlock_key(GetUnlockKeyRequest::default()).await;
+    let second: UnlockKey = shown
+        .expect("a key")
+        .into_inner()
+        .unlock_key
+        .parse()
+        .expect("a key");
+    let confirm = ConfirmUnlockKeyRequest {
+        request_id: RandomId::next(),
+        generation: 2,
+    };
+    control
+        .confirm_unlock_key(confirm)
+        .await
+        .expect("it is the newest");
+    let settled = async {
+        loop {
+            let status = control.get_cluster_status(GetClusterStatusRequest {}).await;
+            let status = status.expect("it always answers").into_inner();
+            let member = &status.members[0];
+            if (member.locked_with, member.resealed) == (2, status.reseal) {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, settled).await.expect("it takes the new key up");
+    program.end().await;
+    let after = secrets(folder.path(), &second);
+    assert_ne!(after[0], before[0], "the data key stayed");
+    assert_eq!(after.len(), 4, "the data key of before is still needed");
+    assert_on_no_disk(folder.path(), &[before, after].concat());
+
+    let program = start(folder.path());
+    program.status(|status| status.phase() == Phase::Locked).await;
+    let refused = unlock(&program, &first).await.expect_err("the key of before");
+    assert!(refused.message().contains("unlock key 2"), "{refused}");
+    unlock(&program, &second).await.expect("its own key");
+    program.status(|status| status.ready).await;
+    let off = UpdateClusterRequest {
+        request_id: RandomId::next(),
+        autolock: Some(false),
+        ..Default::default()
+    };
+    let mut control = ControlClient::new(local::connect(&program.socket));
+    control.update_cluster(off).await.expect("it may go off");
+    let open = async {
+        while KeyFile::load(&folder.path().join("keys")).is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, open).await.expect("the file stands open again");
+    program.end().await;
+    let program = start(folder.path());
+    program.status(|status| status.ready).await;
+    program.end().await;
 }

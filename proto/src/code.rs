@@ -184,6 +184,10 @@ codes! {
     JoinFailed = "BH-E0088", Failed, "could not join";
     /// The address could not be listened on.
     CannotListen = "BH-E0089", Failed, "cannot listen";
+    /// The program waits for its unlock key.
+    Locked = "BH-E0090", Failed, "locked";
+    /// The unlock key is another one, or mistyped.
+    WrongUnlockKey = "BH-E0091", Denied, "wrong unlock key";
     /// The time to wait is over; the cluster goes on.
     NotConverged = "BH-E0100", NotConverged, "not converged in time";
     /// An update stopped half-way.

@@ -13,6 +13,8 @@ pub const SECRET_BYTES: usize = 500 << 10;
 pub const CSR_BYTES: usize = 8 << 10;
 /// Bytes of a ticket's text.
 pub const TICKET_BYTES: usize = 256;
+/// Bytes of an unlock key's text.
+pub const UNLOCK_KEY_TEXT_BYTES: usize = 128;
 /// Characters of an object's name: a DNS label (RFC 1035 §2.3.4).
 pub const NAME_CHARS: usize = 63;
 /// Characters of an image reference, repository and tag together.
@@ -72,6 +74,11 @@ pub const ROTATION_DEADLINE: Duration = Duration::from_secs(3_600);
 /// What it may be told.
 pub const ROTATION_DEADLINES: RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(30 * 86_400);
+/// The key ring's newest epoch is replaced at this age, unless told otherwise.
+pub const KEY_ROTATION: Duration = Duration::from_secs(90 * 86_400);
+/// What it may be told.
+pub const KEY_ROTATIONS: RangeInclusive<Duration> =
+    Duration::from_secs(3_600)..=Duration::from_secs(3_653 * 86_400);
 /// Lifetime of a ticket.
 pub const TICKET_VALIDITY: Duration = Duration::from_secs(3_600);
 /// Longest lifetime of a ticket.

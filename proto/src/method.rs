@@ -144,6 +144,10 @@ impl Method {
             Method::ControlUpdateCluster
             | Method::ControlRotateRoot
             | Method::ControlGetRotation
+            | Method::ControlGetUnlockKey
+            | Method::ControlRotateUnlockKey
+            | Method::ControlConfirmUnlockKey
+            | Method::ControlRotateKeyRing
             | Method::ControlListNodes
             | Method::ControlUpdateNode
             | Method::ControlRemoveNode
@@ -171,9 +175,11 @@ impl Method {
             | Method::ControlLogs
             | Method::ControlWatch => (OPERATORS, Standing::Listed),
 
-            Method::LocalGetStatus | Method::LocalInit | Method::LocalJoin | Method::LocalLeave => {
-                (LOCAL, Standing::None)
-            }
+            Method::LocalGetStatus
+            | Method::LocalInit
+            | Method::LocalJoin
+            | Method::LocalLeave
+            | Method::LocalUnlock => (LOCAL, Standing::None),
         }
     }
 }

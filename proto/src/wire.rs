@@ -33,6 +33,10 @@ redacted! {
     EnrolRequest { advertise, name };
     CreateTicketResponse { index, id, expires_at };
     JoinRequest { addresses, listen, advertise, name };
+    EnrolResponse { node_id, role, member_id, index, name, unlock_generation };
+    InitResponse { node_id, name };
+    UnlockRequest {};
+    GetUnlockKeyResponse { index, generation };
 }
 
 #[cfg(test)]
@@ -82,6 +86,33 @@ mod tests {
                 "{:?}",
                 JoinRequest {
                     ticket: CANARY.into(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                EnrolResponse {
+                    unlock_key: bytes.clone(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                InitResponse {
+                    unlock_key: CANARY.into(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                UnlockRequest {
+                    unlock_key: CANARY.into()
+                }
+            ),
+            format!(
+                "{:?}",
+                GetUnlockKeyResponse {
+                    unlock_key: CANARY.into(),
                     ..Default::default()
                 }
             ),

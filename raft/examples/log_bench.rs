@@ -51,7 +51,7 @@ async fn run(folder: &Path) -> io::Result<(Figures, Figures)> {
     let mut key = zeroize::Zeroizing::new([0; 32]);
     SystemEntropy.fill(&mut *key).map_err(io::Error::other)?;
     let sealing = Sealing {
-        key: Arc::new(DataKey::new(key)),
+        keys: Arc::new(DataKey::new(key).into()),
         store: [1; 16],
         cluster_epoch: 1,
         member: 1,

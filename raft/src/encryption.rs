@@ -4,9 +4,12 @@
 //! record that is copied elsewhere, even within one disk, does not open; nor does one whose predecessor is another than
 //! when it was sealed. Nonces are 192 random bits and are the
 //! caller's to choose, so that a simulation can choose them; at that length random ones do not repeat.
+//!
+//! A store takes a new data key while it runs: what is written from then on is sealed under it, and the one before opens
+//! what is left of it, until that is gone.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
@@ -149,11 +152,79 @@ impl DataKey {
     }
 }
 
-/// Whose records these are: the key and the part of a [`Place`] that all records of a store share.
+/// The data keys of a store: the one that seals, and the one before as long as something sealed under it is left.
+pub struct DataKeys(RwLock<Ring>);
+
+struct Ring {
+    present: DataKey,
+    former: Option<DataKey>,
+}
+
+impl fmt::Debug for DataKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DataKeys(…)")
+    }
+}
+
+impl From<DataKey> for DataKeys {
+    fn from(present: DataKey) -> Self {
+        Self::new(present, None)
+    }
+}
+
+impl DataKeys {
+    /// The keys of a store; a former one where a change of keys was not finished.
+    pub fn new(present: DataKey, former: Option<DataKey>) -> Self {
+        Self(RwLock::new(Ring { present, former }))
+    }
+
+    /// Seals with another key from now on. False, and nothing changes, while a former one is still needed.
+    #[must_use]
+    pub fn renew(&self, next: DataKey) -> bool {
+        let mut ring = self.write();
+        if ring.former.is_some() {
+            return false;
+        }
+        ring.former = Some(std::mem::replace(&mut ring.present, next));
+        true
+    }
+
+    /// Nothing is left that only the former key opens.
+    pub fn forget_former(&self) {
+        self.write().former = None;
+    }
+
+    /// As [`DataKey::seal`], with the present key.
+    pub fn seal(&self, place: &Place, nonce: &[u8; NONCE_BYTES], buffer: &mut Vec<u8>, from: usize) {
+        self.read().present.seal(place, nonce, buffer, from);
+    }
+
+    /// As [`DataKey::open`], with whichever key it was sealed with.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(&self, place: &Place, record: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
+        let ring = self.read();
+        match (ring.present.open(place, record), &ring.former) {
+            (Err(OpenError::Refused), Some(former)) => former.open(place, record),
+            (opened, _) => opened,
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Ring> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner) // each change is one assignment
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Ring> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose records these are: the keys and the part of a [`Place`] that all records of a store share.
 #[derive(Clone, Debug)]
 pub struct Sealing {
-    /// This manager's data key.
-    pub key: Arc<DataKey>,
+    /// This manager's data keys.
+    pub keys: Arc<DataKeys>,
     /// The store's own random id.
     pub store: [u8; 16],
     /// Raised by restore and recover.
@@ -258,7 +329,30 @@ mod tests {
     }
 
     #[test]
+    fn a_former_key_opens_what_it_sealed_until_it_is_forgotten() {
+        let keys = DataKeys::from(key(1));
+        let seal = |keys: &DataKeys| {
+            let mut record = vec![0; PREFIX_BYTES];
+            record.extend_from_slice(b"entry");
+            keys.seal(&PLACE, &[9; NONCE_BYTES], &mut record, 0);
+            record
+        };
+        let old = seal(&keys);
+        assert!(keys.renew(key(2)));
+        assert!(!keys.renew(key(3)), "the former one is still needed");
+        let new = seal(&keys);
+        assert!(key(2).open(&PLACE, &new).is_ok() && key(1).open(&PLACE, &new).is_err());
+        for record in [&old, &new] {
+            assert_eq!(keys.open(&PLACE, record).expect("either").as_slice(), b"entry");
+        }
+        keys.forget_former();
+        assert_eq!(keys.open(&PLACE, &old), Err(OpenError::Refused));
+        assert!(keys.open(&PLACE, &new).is_ok() && keys.renew(key(3)));
+    }
+
+    #[test]
     fn a_key_does_not_print() {
+        assert_eq!(format!("{:?}", DataKeys::from(key(0xAB))), "DataKeys(…)");
         assert_eq!(format!("{:?}", key(0xAB)), "DataKey(…)");
     }
 }

@@ -21,7 +21,7 @@ mod type_config;
 
 pub use replica::{
     Core, Disk, Fatal, Leadership, Members, MembershipError, Parts, ProposeError, Raft, ReadError,
-    Reconciled, Replica, StartError, Timing,
+    Reconciled, Replica, ResealError, StartError, Timing,
 };
 pub use state_machine::{Builder, Snapshot, SnapshotMeta, Snapshots, StateMachine};
 pub use type_config::{

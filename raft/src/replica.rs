@@ -2,6 +2,7 @@
 
 mod leadership;
 mod parts;
+mod reseal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,14 +22,16 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::log_store::LogStore;
 use crate::membership::{CAUGHT_UP, Facts, Step, next_step};
 use crate::runtime::{Runtime, seeded};
 use crate::state::{Compacted, State};
-use crate::state_machine::{StateMachine, View};
+use crate::state_machine::{Keeper, StateMachine, View};
 use crate::{Command, Member, Membership, TypeConfig};
 
 pub use leadership::Leadership;
 pub use parts::{Core, Disk, Parts, StartError, Timing};
+pub use reseal::ResealError;
 
 /// Consensus itself, for the transport.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
@@ -170,6 +173,9 @@ struct Inner {
     lease: Duration,
     proposals: Semaphore,
     watcher: Mutex<Option<JoinHandle<()>>>,
+    keeper: Keeper,
+    /// The log on disk, until the replica stops; none where it is kept otherwise.
+    store: Mutex<Option<LogStore>>,
 }
 
 impl fmt::Debug for Replica {
@@ -190,7 +196,11 @@ impl Replica {
         N: RaftNetworkFactory<TypeConfig>,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = State>,
     {
-        Self::start_over(parts.open().await?).await
+        let core = parts.open().await?;
+        let store = core.log.clone();
+        let replica = Self::start_over(core).await?;
+        *replica.0.store.lock().unwrap_or_else(PoisonError::into_inner) = Some(store);
+        Ok(replica)
     }
 
     /// Starts over an open log: [`Replica::start`] without the files.
@@ -217,6 +227,7 @@ impl Replica {
         let lease = Duration::from_millis(core.timing.election_ms.end) * LEASE_TIMEOUTS;
         let (machine, view) =
             StateMachine::load(core.snapshots, core.blocking).map_err(StartError::Snapshot)?;
+        let keeper = machine.keeper();
         let raft = Raft::new(core.member, config, core.network, core.log, machine)
             .await
             .map_err(StartError::Raft)?;
@@ -242,6 +253,8 @@ impl Replica {
             lease,
             proposals: Semaphore::new(PROPOSALS),
             watcher: Mutex::new(Some(watcher)),
+            keeper,
+            store: Mutex::default(),
         })))
     }
 
@@ -525,6 +538,8 @@ impl Replica {
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
+        // The folder's lock goes with the last handle.
+        *self.0.store.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let watcher = self
             .0
             .watcher

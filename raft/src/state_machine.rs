@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::wire::{Event, Outcome};
@@ -120,11 +121,13 @@ impl View {
 
 /// Keeps the newest snapshot, in memory and on disk. A build that ends after a newer one was installed is dropped.
 #[derive(Clone, Debug)]
-struct Keeper {
+pub(crate) struct Keeper {
     disk: Arc<dyn Snapshots>,
     blocking: Blocking,
     newest: Arc<Mutex<Option<(SnapshotMeta, State, u64)>>>,
     writing: Arc<Mutex<()>>,
+    /// The next one that is asked for is made, however little there is to it.
+    wanted: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -137,6 +140,31 @@ impl Keeper {
     /// The size of the newest; 0 while there is none.
     fn bytes(&self) -> u64 {
         lock(&self.newest).as_ref().map_or(0, |(_, _, bytes)| *bytes)
+    }
+
+    /// The next snapshot that is asked for is made.
+    pub(crate) fn want(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Where it writes.
+    pub(crate) fn blocking(&self) -> Blocking {
+        self.blocking
+    }
+
+    /// Saves the newest snapshot once more, under the present data key.
+    pub(crate) async fn reseal(&self) -> io::Result<()> {
+        let keeper = self.clone();
+        self.blocking
+            .run(move || {
+                let _one_writer = lock(&keeper.writing);
+                let newest = lock(&keeper.newest).clone();
+                match newest {
+                    Some((meta, state, _)) => keeper.disk.save(&meta, &state).map(drop),
+                    None => Ok(()),
+                }
+            })
+            .await
     }
 
     /// Saves a snapshot unless a newer one is there, and gives the newest.
@@ -225,9 +253,15 @@ impl StateMachine {
                 blocking,
                 newest: Arc::new(Mutex::new(found)),
                 writing: Arc::default(),
+                wanted: Arc::default(),
             },
         };
         Ok((machine, view))
+    }
+
+    /// What keeps its snapshots.
+    pub(crate) fn keeper(&self) -> Keeper {
+        self.keeper.clone()
     }
 
     /// Applies one entry; nobody sees it before [`StateMachine::publish`].
@@ -315,7 +349,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        match force || self.since.due(self.keeper.bytes()) {
+        let wanted = self.keeper.wanted.swap(false, Ordering::Relaxed);
+        match force || wanted || self.since.due(self.keeper.bytes()) {
             true => Some(self.get_snapshot_builder().await),
             false => None,
         }

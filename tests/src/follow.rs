@@ -56,6 +56,12 @@ impl Follow {
             }
         }
     }
+
+    /// Ends it, and gives the lines that it had printed by then and that were not looked at.
+    pub fn end(&mut self) -> Vec<String> {
+        let _ = self.child.kill(); // it may have ended by itself
+        self.lines.iter().collect()
+    }
 }
 
 impl Drop for Follow {

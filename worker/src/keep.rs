@@ -55,6 +55,7 @@ impl Keep {
             name: enrolled.name,
             managers: enrolled.managers,
             manager: None,
+            lock: None,
         };
         file.save(path)?;
         Keep::new(path, file)

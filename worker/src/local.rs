@@ -125,6 +125,18 @@ impl local_server::Local for Service {
         ))
     }
 
+    async fn unlock(
+        &self,
+        _: Request<wire::UnlockRequest>,
+    ) -> Result<Response<wire::UnlockResponse>, Status> {
+        Err(refuse(
+            Code::Unsupported,
+            tonic::Code::Unimplemented,
+            "a worker is never locked: what it keeps is its own key alone",
+            "name the --socket of a bulkhead-manager",
+        ))
+    }
+
     type JoinStream = ReceiverStream<Result<wire::JoinProgress, Status>>;
 
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<Self::JoinStream>, Status> {
@@ -178,7 +190,7 @@ fn status(standing: &Standing) -> wire::LocalStatus {
                 },
                 name: name.clone(),
                 certificate_not_after: identity.current().certificate.not_after_ms(),
-                leader: false,
+                ..Default::default()
             }
         }
     }

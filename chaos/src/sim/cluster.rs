@@ -167,7 +167,7 @@ impl Cluster {
             fs: Arc::new(machine.disk.clone()),
             folder: FOLDER.into(),
             sealing: Sealing {
-                key: Arc::new(DataKey::new(Zeroizing::new([7; 32]))),
+                keys: Arc::new(DataKey::new(Zeroizing::new([7; 32])).into()),
                 store: [id.to_le_bytes()[0]; 16],
                 cluster_epoch: 1,
                 member: id,

@@ -10,6 +10,7 @@ use bulkhead_proto::wire::{
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::lock;
 use crate::app::App;
 use crate::connection::Connection;
 use crate::output::{Format, document, table, text};
@@ -45,10 +46,17 @@ pub(crate) struct Rotate {
 
 /// Flags of `cluster update`.
 #[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
 pub(crate) struct Update {
     /// How long certificates of nodes are valid, from their next renewal on: 5m to 365d
-    #[arg(long, value_name = "DURATION", value_parser = validity, required = true)]
-    cert_expiry: Duration,
+    #[arg(long, value_name = "DURATION", value_parser = validity)]
+    cert_expiry: Option<Duration>,
+    /// Whether managers wait for an unlock key when they start again; `on` prints the key
+    #[arg(long, value_name = "on|off", value_parser = switch)]
+    autolock: Option<bool>,
+    /// The age at which the key ring, which seals secrets and the root's key, is renewed: 1h to 3653d
+    #[arg(long, value_name = "DURATION", value_parser = key_rotation)]
+    key_rotation: Option<Duration>,
 }
 
 fn deadline(text: &str) -> Result<Duration, String> {
@@ -59,11 +67,23 @@ fn validity(text: &str) -> Result<Duration, String> {
     within(text, &limits::CERTIFICATE_VALIDITIES, "5m to 365d")
 }
 
+fn key_rotation(text: &str) -> Result<Duration, String> {
+    within(text, &limits::KEY_ROTATIONS, "1h to 3653d")
+}
+
 fn within(text: &str, bounds: &std::ops::RangeInclusive<Duration>, said: &str) -> Result<Duration, String> {
     let duration = quantity::duration(text).map_err(|e| e.one_line())?;
     match bounds.contains(&duration) {
         true => Ok(duration),
         false => Err(format!("from {said}")),
+    }
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off".to_owned()),
     }
 }
 
@@ -74,14 +94,20 @@ fn millis(duration: Duration) -> u64 {
 pub(super) async fn update(update: Update, app: &mut App<'_>) -> Result<Exit, Refusal> {
     let request = UpdateClusterRequest {
         request_id: text::new_id().to_vec(),
-        node_certificate_validity_ms: millis(update.cert_expiry),
+        node_certificate_validity_ms: update.cert_expiry.map_or(0, millis),
+        autolock: update.autolock,
+        key_rotation_ms: update.key_rotation.map_or(0, millis),
     };
-    let answer = app
-        .connect()?
+    let mut connection = app.connect()?;
+    let answer = connection
         .change("cluster", async |mut c| c.update_cluster(request.clone()).await)
         .await?;
     app.print(&format!("{}\n", text::id(&answer.id)))?;
-    Ok(Exit::Done)
+    match update.autolock {
+        Some(true) => lock::show_new(&mut connection, app).await,
+        Some(false) => lock::taken_up(&mut connection, 0, app).await,
+        None => Ok(Exit::Done),
+    }
 }
 
 pub(super) async fn run(verb: CaVerb, app: &mut App<'_>) -> Result<Exit, Refusal> {

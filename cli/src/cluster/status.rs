@@ -77,13 +77,9 @@ fn people(status: &ClusterStatus, now: i64) -> String {
             text::distance(status.oldest_certificate_not_after, now)
         ),
     );
-    line("key ring", status.key_ring.clone());
-    let autolock = if status.autolock {
-        "on: a restarted manager waits for the unlock key"
-    } else {
-        "off: a restarted manager serves by itself"
-    };
-    line("autolock", autolock.into());
+    line("key ring", key_ring(status));
+    line("stores", stores(status));
+    line("autolock", autolock(status));
     let rows: Vec<Vec<String>> = status.members.iter().map(|m| row(m, status)).collect();
     out.push('\n');
     out.push_str(&table(
@@ -91,6 +87,58 @@ fn people(status: &ClusterStatus, now: i64) -> String {
         rows.iter().map(Vec::as_slice),
     ));
     out
+}
+
+fn key_ring(status: &ClusterStatus) -> String {
+    match (status.key_ring_epochs, status.key_ring_left) {
+        (0 | 1, _) => status.key_ring.clone(),
+        (epochs, left) => format!(
+            "{}; {epochs} epochs are kept, {left} values are still under an older one",
+            status.key_ring
+        ),
+    }
+}
+
+/// Which managers still have something on disk that was to go.
+pub(super) fn stores(status: &ClusterStatus) -> String {
+    let late: Vec<&str> = status
+        .members
+        .iter()
+        .filter(|m| m.resealed < status.reseal)
+        .map(|m| m.name.as_str())
+        .collect();
+    match late.as_slice() {
+        [] => "nothing is left on a manager's disk that was to go".to_owned(),
+        late => format!(
+            "older keys and entries are still on the disk of {}",
+            late.join(", ")
+        ),
+    }
+}
+
+/// What happens to a manager that starts again, and which ones need another key than the newest.
+fn autolock(status: &ClusterStatus) -> String {
+    let said = if status.unlock_generation != 0 {
+        format!(
+            "on: a restarted manager waits for unlock key {}",
+            status.unlock_generation
+        )
+    } else {
+        "off: a restarted manager serves by itself".to_owned()
+    };
+    let pending = match status.unlock_pending {
+        0 => String::new(),
+        key => format!("; key {key} waits to be seen: run 'bulkhead cluster unlock-key show'"),
+    };
+    let others = status
+        .members
+        .iter()
+        .filter(|m| m.locked_with != status.unlock_generation)
+        .map(|m| match m.locked_with {
+            0 => format!("; {} is not locked yet", m.name),
+            key => format!("; {} still waits for key {key}", m.name),
+        });
+    [said, pending].into_iter().chain(others).collect()
 }
 
 fn row(member: &MemberStatus, status: &ClusterStatus) -> Vec<String> {
@@ -127,6 +175,11 @@ fn json(status: &ClusterStatus) -> Value {
         "can_lose": status.can_lose,
         "lab": status.lab,
         "autolock": status.autolock,
+        "key_ring_epochs": status.key_ring_epochs,
+        "key_ring_left": status.key_ring_left,
+        "reseal": status.reseal,
+        "unlock_key_pending": (status.unlock_pending != 0).then_some(status.unlock_pending),
+        "unlock_key": (status.unlock_generation != 0).then_some(status.unlock_generation),
         "key_ring": status.key_ring,
         "level": status.level,
         "roots": status.roots.iter()
@@ -139,6 +192,8 @@ fn json(status: &ClusterStatus) -> Value {
         "members": status.members.iter().map(|m| json!({
             "member_id": m.member_id, "node_id": text::id(&m.node_id), "name": m.name, "address": m.address,
             "voter": m.voter, "leader": m.leader, "matched": m.matched,
+            "resealed": m.resealed,
+            "locked_with": (m.locked_with != 0).then_some(m.locked_with),
         })).collect::<Vec<_>>(),
     })
 }
@@ -157,6 +212,7 @@ mod tests {
             voter: true,
             matched: if leader { 9 } else { 0 },
             leader,
+            ..Default::default()
         };
         let status = ClusterStatus {
             index: 9,
@@ -181,6 +237,7 @@ term          2, commit 9, applied here 9
 tasks         3 running, 0 pending
 certificates  1 trusted root; valid for 90d; the first to end ends in 90d
 key ring      epoch 1, opened by 2 of 2
+stores        nothing is left on a manager's disk that was to go
 autolock      off: a restarted manager serves by itself
 
 MEMBER  NAME       ADDRESS          VOTES  LOG
@@ -188,6 +245,30 @@ MEMBER  NAME       ADDRESS          VOTES  LOG
 2       manager-2  127.77.0.2:7443  yes    -    answers
 ";
         assert_eq!(people(&status, 0), want);
+        let renewed = ClusterStatus {
+            reseal: 2,
+            key_ring_epochs: 2,
+            key_ring_left: 7,
+            ..status.clone()
+        };
+        assert!(people(&renewed, 0).contains("on the disk of manager-1, manager-2"));
+        assert!(people(&renewed, 0).contains("7 values are still under an older one"));
+        let mut locked = ClusterStatus {
+            autolock: true,
+            unlock_generation: 3,
+            ..status
+        };
+        locked.members[0].locked_with = 3;
+        let said = |locked: &ClusterStatus| autolock(locked);
+        assert_eq!(
+            said(&locked),
+            "on: a restarted manager waits for unlock key 3; manager-2 is not locked yet"
+        );
+        locked.members[1].locked_with = 2;
+        assert_eq!(
+            said(&locked),
+            "on: a restarted manager waits for unlock key 3; manager-2 still waits for key 2"
+        );
         let stale = ClusterStatus {
             stale: true,
             ..ClusterStatus::default()

@@ -116,6 +116,7 @@ pub(crate) async fn run(verb: TicketVerb, app: &mut App<'_>) -> Result<Exit, Ref
                     request_id: text::new_id().to_vec(),
                     selector,
                     force: false,
+                    ..Default::default()
                 };
                 let answer = connection
                     .change(&place, async |mut c| c.revoke_ticket(request.clone()).await)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use bulkhead_proto::wire::LocalStatus;
+use bulkhead_proto::wire::{LocalStatus, Phase};
 use serde_json::json;
 
 use super::group::{Group, Process};
@@ -46,6 +46,7 @@ fn row(node: &Node, runs: bool, status: Option<&LocalStatus>, processes: &[Proce
         (false, _) => "killed",
         (true, None) => "starting",
         (true, Some(status)) if status.ready => "ready",
+        (true, Some(status)) if status.phase() == Phase::Locked => "locked",
         (true, Some(_)) => "not ready",
     };
     let leader = status.is_some_and(|status| status.leader);

@@ -119,6 +119,7 @@ pub(crate) async fn run(verb: ImageVerb, app: &mut App<'_>) -> Result<Exit, Refu
                     request_id: text::new_id().to_vec(),
                     selector,
                     force: false,
+                    ..Default::default()
                 };
                 let answer = connection
                     .change(&place, async |mut c| c.remove_image(request.clone()).await)

@@ -16,7 +16,7 @@ use bulkhead_raft::state::State;
 use sha2::{Digest as _, Sha256};
 
 use super::{genesis, names};
-use crate::view;
+use crate::{lock, view};
 
 /// Characters of one text that a node says of itself.
 const TEXT_CHARS: usize = 255;
@@ -139,6 +139,7 @@ pub struct NewNode {
     labels: Vec<Label>,
     description: NodeDescription,
     address: String,
+    locked_with: u32,
 }
 
 impl NewNode {
@@ -149,6 +150,7 @@ impl NewNode {
             description: Some(self.description),
             address: self.address,
             ticket_id: self.ticket.to_wire(),
+            locked_with: self.locked_with,
             ..genesis::record(self.node, self.role, self.name, key, now_ms)
         };
         let ticket_id = self.ticket.to_wire();
@@ -248,6 +250,11 @@ pub fn plan(state: &State, ask: &Ask, now_ms: i64) -> Result<Admission, Refusal>
         labels: ticket.labels.clone(),
         description: ask.description.clone(),
         address: ask.address.clone(),
+        // A manager is given the key with its certificate.
+        locked_with: match role {
+            Role::Manager => lock::generation(cluster),
+            Role::Worker | Role::Operator => 0,
+        },
     })))
 }
 

@@ -1,9 +1,9 @@
 //! How a cluster begins: everything that its first transaction holds.
 
-use bulkhead_identity::Subject;
 use bulkhead_identity::authority::{Authority, IssueError};
 use bulkhead_identity::csr::PublicKey;
 use bulkhead_identity::seam::{Entropy, EntropyError};
+use bulkhead_identity::{Subject, UnlockKey};
 use bulkhead_proto::wire::{
     Availability, Change, Cluster, ClusterSettings, Kind, Node, NodeDescription, NodeKey, NodeStatus,
     change::Change as Step, object::Object as Any,
@@ -13,7 +13,7 @@ use bulkhead_raft::state::{Key, LEVEL, State};
 
 use super::{Validity, names, sign};
 use crate::key_ring::{self, KeyRingError};
-use crate::view;
+use crate::{lock, view};
 
 /// The first manager.
 #[derive(Debug)]
@@ -41,6 +41,15 @@ pub struct FirstOperator {
     pub name: String,
     /// The key of its certificate request.
     pub key: PublicKey,
+}
+
+/// How a cluster is to be.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wishes<'a> {
+    /// Faults may be injected.
+    pub lab: bool,
+    /// Autolock is on from the beginning, with this key.
+    pub lock: Option<&'a UnlockKey>,
 }
 
 /// What a cluster begins with. The root's key is in `changes` alone, sealed.
@@ -90,7 +99,7 @@ pub enum GenesisError {
 pub fn genesis(
     manager: FirstManager,
     operator: Option<FirstOperator>,
-    lab: bool,
+    wishes: Wishes<'_>,
     now_ms: i64,
     entropy: &dyn Entropy,
 ) -> Result<Genesis, GenesisError> {
@@ -98,27 +107,38 @@ pub fn genesis(
     entropy.fill(&mut id)?;
     let cluster = ClusterId::from_bytes(id);
     let authority = Authority::generate(cluster, now_ms)?;
-    let (epoch, root_key) = key_ring::begin(
+    let place = Key::new(Kind::Cluster, id);
+    let root_key = (place, authority.key_pkcs8());
+    let unlock_key = wishes.lock.map(|lock| (place, &lock.expose()[..]));
+    let sealed: Vec<_> = [root_key].into_iter().chain(unlock_key).collect();
+    let (epoch, sealed) = key_ring::begin(
         &id,
-        Key::new(Kind::Cluster, id),
         (manager.node, &manager.envelope_key),
-        authority.key_pkcs8(),
+        &sealed,
+        now_ms,
         entropy,
     )?;
+    let mut sealed = sealed.into_iter();
+    let root_key = sealed.next();
     let object = Cluster {
         id: id.to_vec(),
         epoch: 1,
-        lab,
+        lab: wishes.lab,
         root_certificate: authority.root_der().to_vec(),
-        root_key: Some(root_key),
+        root_key,
         settings: Some(ClusterSettings {
             node_certificate_validity_ms: u64::try_from(limits::NODE_CERTIFICATE_VALIDITY.as_millis())
                 .unwrap_or(u64::MAX),
             task_history: u32::try_from(limits::TASK_HISTORY).unwrap_or(u32::MAX),
+            ..Default::default()
         }),
         level: LEVEL,
         key_ring: vec![epoch],
         desired_voters: vec![1],
+        autolock: wishes
+            .lock
+            .zip(sealed.next())
+            .map(|(key, sealed)| lock::first(key, sealed)),
         ..Default::default()
     };
     let admit = |node, role, key: &PublicKey| {
@@ -133,6 +153,7 @@ pub fn genesis(
         envelope_key: manager.envelope_key.to_vec(),
         member_id: 1,
         opened_epoch: 1,
+        locked_with: lock::generation(&object),
         description: Some(manager.description),
         ..record(manager.node, Role::Manager, name, key, now_ms)
     }];

@@ -1,4 +1,4 @@
-//! The leader's part in a rotation of the root: what [`rotation::plan`] decides is committed, by whoever leads.
+//! The leader's part in a rotation of the root and in autolock: what their plans decide is committed, by whoever leads.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::rotation;
+use crate::lock;
 use crate::proposer::Proposer;
 
 /// Finds what only time changes: a deadline.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Carries rotations on while this manager leads; ends when stopped.
+/// Carries them on while this manager leads; ends when stopped.
 pub async fn lead(replica: Replica, proposer: Proposer, clock: Arc<dyn Clock>, stop: CancellationToken) {
     let mut applied = replica.applied();
     let mut ticks = interval(LOOK);
@@ -31,17 +32,19 @@ pub async fn lead(replica: Replica, proposer: Proposer, clock: Arc<dyn Clock>, s
             continue;
         };
         let now = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
-        let Some((unchanged, change, what)) = rotation::plan(&replica.state(), now) else {
+        let state = replica.state();
+        let Some((unchanged, change, what)) = rotation::plan(&state, now).or_else(|| lock::plan(&state))
+        else {
             continue;
         };
         match proposer.controller(term, vec![unchanged], vec![change]).await {
             Ok(outcome) if outcome.rejection.is_none() => {
-                tracing::info!(target: "audit", index = outcome.index, "root rotation: {what}");
+                tracing::info!(target: "audit", index = outcome.index, "{what}");
                 replica.wait_applied(outcome.index).await;
             }
             // Overtaken, or not this manager's to lead any more: it is planned again.
             Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "a step of the root rotation was not proposed"),
+            Err(error) => tracing::debug!(%error, "a step was not proposed"),
         }
     }
 }

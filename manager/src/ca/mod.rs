@@ -92,6 +92,11 @@ impl Ca {
         Self { ring }
     }
 
+    /// The ring that opens the key.
+    pub(crate) fn ring(&self) -> &KeyRing {
+        &self.ring
+    }
+
     /// Signs a certificate. Hand it out only from the committed record of its node.
     ///
     /// # Errors

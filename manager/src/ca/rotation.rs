@@ -108,6 +108,8 @@ fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'sta
     new.root_certificate.clone_from(&rotation.root);
     new.root_key.clone_from(&rotation.root_key);
     new.rotation = None;
+    // The old root's sealed key is to leave the managers' logs, too.
+    new.reseal += 1;
     Some((new, "the old root is dropped, and its key"))
 }
 

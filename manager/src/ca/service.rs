@@ -11,7 +11,7 @@ use bulkhead_identity::seam::{Clock, SystemEntropy};
 use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
 use bulkhead_proto::wire::{
     EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, RejectionCode, RenewRequest,
-    RenewResponse, ReturnRequest,
+    RenewResponse, ReturnRequest, Role,
 };
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, limits};
 use bulkhead_raft::Replica;
@@ -27,7 +27,7 @@ use crate::authz::Principal;
 use crate::freshness::Fresh;
 use crate::proposer::Proposer;
 use crate::refusal::{internal, not_proposed, refuse};
-use crate::view;
+use crate::{lock, view};
 
 /// Wrong secrets that one address may try at once, and then one each this often. A secret has 128 bits, so this only
 /// keeps the log readable and the processor free.
@@ -92,7 +92,7 @@ impl EnrolmentService {
                 Admission::Known(node) => {
                     // Fresh as the last thing before a certificate leaves.
                     self.fresh()?;
-                    return hand_out(&state, node, ask.key());
+                    return self.with_unlock_key(&state, hand_out(&state, node, ask.key())?);
                 }
                 Admission::New(new) => new,
             };
@@ -117,6 +117,20 @@ impl EnrolmentService {
             }
         }
         Err(overtaken())
+    }
+
+    /// A manager that is admitted under autolock gets the unlock key, so that it writes no key of its own in the clear.
+    fn with_unlock_key(&self, state: &State, mut answer: EnrolResponse) -> Result<EnrolResponse, Status> {
+        let Some(cluster) = view::cluster(state).filter(|_| answer.role() == Role::Manager) else {
+            return Ok(answer);
+        };
+        let wanted = lock::wanted(cluster, self.0.ca.ring())
+            .map_err(|error| internal("cannot open the unlock key", &error))?;
+        if let Some(key) = wanted {
+            answer.unlock_generation = key.generation();
+            answer.unlock_key = key.expose().to_vec();
+        }
+        Ok(answer)
     }
 
     /// A certificate for the caller's own node, for the key in the request.
@@ -323,6 +337,7 @@ fn hand_out(state: &State, node: NodeId, key: &PublicKey) -> Result<EnrolRespons
         epoch: cluster.epoch,
         index: state.index(),
         name: node.name.clone(),
+        ..Default::default()
     })
 }
 

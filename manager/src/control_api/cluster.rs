@@ -1,8 +1,11 @@
-//! The cluster object: its settings, and the rotation of its root.
+//! The cluster object: its settings, its lock, and the rotation of its root.
 
 use std::time::Duration;
 
-use bulkhead_proto::wire::{Cluster, RotateRootRequest, Rotation, UpdateClusterRequest};
+use bulkhead_proto::wire::{
+    Autolock, Cluster, ConfirmUnlockKeyRequest, GetUnlockKeyResponse, KeyRingEpoch, RotateKeyRingRequest,
+    RotateRootRequest, RotateUnlockKeyRequest, Rotation, UpdateClusterRequest,
+};
 use bulkhead_proto::{Code, limits};
 use tonic::Status;
 
@@ -11,10 +14,16 @@ use super::check;
 use super::object::Kept;
 use crate::ca::CaError;
 use crate::ca::rotation::Order;
+use crate::key_ring::{KeyRing, KeyRingError};
+use crate::lock::{self, LockError};
 use crate::refusal::{internal, refuse};
 
-/// Changes settings.
-pub(super) fn update(cluster: &Cluster, request: &UpdateClusterRequest) -> Result<Decision, Status> {
+/// Changes settings; `renewed` makes a lock with a new key.
+pub(super) fn update(
+    cluster: &Cluster,
+    request: &UpdateClusterRequest,
+    renewed: impl Fn() -> Result<Autolock, LockError>,
+) -> Result<Decision, Status> {
     if cluster.was_made_by(&request.request_id) {
         return Ok(Decision::done(cluster));
     }
@@ -30,6 +39,22 @@ pub(super) fn update(cluster: &Cluster, request: &UpdateClusterRequest) -> Resul
         new.settings.get_or_insert_default().node_certificate_validity_ms =
             request.node_certificate_validity_ms;
     }
+    match request.autolock {
+        Some(true) if lock::generation(cluster) == 0 && lock::pending(cluster) == 0 => {
+            new.autolock = Some(renewed().map_err(|error| not_locked(&error))?);
+        }
+        Some(false) => new.autolock = lock::off(cluster).or(new.autolock),
+        Some(true) | None => {}
+    }
+    if request.key_rotation_ms != 0 {
+        if !limits::KEY_ROTATIONS.contains(&Duration::from_millis(request.key_rotation_ms)) {
+            return Err(check::invalid(
+                "key_rotation_ms",
+                "an epoch of the key ring lives for 1 hour to 10 years",
+            ));
+        }
+        new.settings.get_or_insert_default().key_rotation_ms = request.key_rotation_ms;
+    }
     if new == *cluster {
         return Ok(Decision::done(cluster));
     }
@@ -37,6 +62,123 @@ pub(super) fn update(cluster: &Cluster, request: &UpdateClusterRequest) -> Resul
         .unless_changed(cluster)
         .replace(new)
         .into())
+}
+
+/// Makes the next unlock key; `renewed` makes a lock with it.
+pub(super) fn rotate_unlock_key(
+    cluster: &Cluster,
+    request: &RotateUnlockKeyRequest,
+    renewed: impl Fn() -> Result<Autolock, LockError>,
+) -> Result<Decision, Status> {
+    if cluster.was_made_by(&request.request_id) {
+        return Ok(Decision::done(cluster));
+    }
+    if lock::generation(cluster) == 0 && lock::pending(cluster) == 0 {
+        return Err(not_locked(&LockError::Off));
+    }
+    let mut new = cluster.clone();
+    new.autolock = Some(renewed().map_err(|error| not_locked(&error))?);
+    Ok(Plan::about(&cluster.id)
+        .unless_changed(cluster)
+        .replace(new)
+        .into())
+}
+
+/// Has managers use the newest unlock key, which an operator has now.
+pub(super) fn confirm_unlock_key(
+    cluster: &Cluster,
+    request: &ConfirmUnlockKeyRequest,
+) -> Result<Decision, Status> {
+    if cluster.was_made_by(&request.request_id) || lock::generation(cluster) == request.generation {
+        return Ok(Decision::done(cluster));
+    }
+    let lock = lock::confirmed(cluster, request.generation).ok_or_else(|| {
+        refuse(
+            Code::Conflict,
+            tonic::Code::FailedPrecondition,
+            format!("unlock key {} is not the newest", request.generation),
+            "look at the newest: `bulkhead cluster unlock-key show`",
+        )
+    })?;
+    let mut new = cluster.clone();
+    new.autolock = Some(lock);
+    // What stood on disk under the key of before, or in the clear, is to be of no use to who finds it.
+    new.reseal += 1;
+    Ok(Plan::about(&cluster.id)
+        .unless_changed(cluster)
+        .replace(new)
+        .into())
+}
+
+/// Begins an epoch of the key ring; `begun` is the ring with it. The leader moves everything to it and forgets the others.
+pub(super) fn rotate_key_ring(
+    cluster: &Cluster,
+    request: &RotateKeyRingRequest,
+    begun: impl Fn() -> Result<Vec<KeyRingEpoch>, KeyRingError>,
+) -> Result<Decision, Status> {
+    if cluster.was_made_by(&request.request_id) {
+        return Ok(Decision::done(cluster));
+    }
+    if cluster.key_ring.len() > 1 {
+        return Err(refuse(
+            Code::Conflict,
+            tonic::Code::FailedPrecondition,
+            "the key ring is being renewed already",
+            "`bulkhead cluster status` shows how far it is; begin the next one when it ended",
+        ));
+    }
+    let mut new = cluster.clone();
+    new.key_ring = begun().map_err(|error| internal("cannot begin an epoch of the key ring", &error))?;
+    Ok(Plan::about(&cluster.id)
+        .unless_changed(cluster)
+        .replace(new)
+        .into())
+}
+
+/// An unlock key, for a person; the newest, in use or not, where no generation is named.
+pub(super) fn unlock_key(
+    cluster: &Cluster,
+    ring: &KeyRing,
+    generation: u32,
+    index: u64,
+) -> Result<GetUnlockKeyResponse, Status> {
+    let asked = match generation {
+        0 => lock::generation(cluster).max(lock::pending(cluster)),
+        asked => asked,
+    };
+    if asked == 0 {
+        return Err(not_locked(&LockError::Off));
+    }
+    let key =
+        lock::key(cluster, ring, asked).map_err(|error| internal("cannot open the unlock key", &error))?;
+    let key = key.ok_or_else(|| {
+        refuse(
+            Code::NotFound,
+            tonic::Code::NotFound,
+            format!("unlock key {asked} is not kept: no manager of the cluster needs it"),
+            "a manager that is locked with it was removed: empty its data folder and join it again",
+        )
+    })?;
+    Ok(GetUnlockKeyResponse {
+        index,
+        generation: asked,
+        unlock_key: key.to_text().to_string(),
+    })
+}
+
+fn not_locked(error: &LockError) -> Status {
+    let (code, hint) = match error {
+        LockError::Off => (
+            Code::Invalid,
+            "turn it on first: `bulkhead cluster update --autolock on`",
+        ),
+        LockError::Behind(_) => (
+            Code::Unsafe,
+            "start the manager that `bulkhead cluster status` shows with that key, or remove it",
+        ),
+        LockError::KeyRing(error) => return internal("cannot use the key ring", error),
+    };
+    refuse(code, tonic::Code::FailedPrecondition, error.to_string(), hint)
 }
 
 /// Begins a rotation of the root; `begin` makes the new one. A manager that missed the last one is in `behind`: it would
@@ -115,6 +257,10 @@ mod tests {
         let request = |id: u8, validity: Duration| UpdateClusterRequest {
             request_id: vec![id; 16],
             node_certificate_validity_ms: u64::try_from(validity.as_millis()).expect("small"),
+            ..Default::default()
+        };
+        let update = |cluster: &Cluster, request: &UpdateClusterRequest| {
+            super::update(cluster, request, || Err(LockError::Off))
         };
         let minutes = |count: u64| Duration::from_secs(60 * count);
         for validity in [minutes(4), minutes(366 * 24 * 60)] {
@@ -128,6 +274,75 @@ mod tests {
             let decided = update(&cluster(), &nothing).expect("decided");
             assert!(matches!(decided, Decision::Done { version: 3, .. }));
         }
+    }
+
+    #[test]
+    fn autolock_goes_on_and_off_and_its_key_rotates_only_while_it_is_on() {
+        let locked = |generation| Autolock {
+            on: true,
+            generation,
+            confirmed: generation,
+            ..Default::default()
+        };
+        let request = |id: u8, autolock| UpdateClusterRequest {
+            request_id: vec![id; 16],
+            autolock,
+            ..Default::default()
+        };
+        let of = |decision: Decision| {
+            let planned = plan(decision);
+            let Some(bulkhead_proto::wire::change::Change::Replace(object)) = &planned.changes[0].change
+            else {
+                panic!("it replaces")
+            };
+            let Some(bulkhead_proto::wire::object::Object::Cluster(cluster)) = &object.object else {
+                panic!("the cluster")
+            };
+            cluster.autolock.clone().expect("a lock")
+        };
+        let on = update(&cluster(), &request(1, Some(true)), || Ok(locked(1))).expect("planned");
+        assert_eq!(of(on), locked(1));
+        let mut with_lock = cluster();
+        with_lock.autolock = Some(locked(1));
+        for nothing in [request(1, Some(true)), request(1, None)] {
+            let decided = update(&with_lock, &nothing, || panic!("no new key")).expect("decided");
+            assert!(matches!(decided, Decision::Done { .. }));
+        }
+        let off = update(&with_lock, &request(1, Some(false)), || panic!("no new key")).expect("planned");
+        assert!(!of(off).on);
+        let decided = update(&cluster(), &request(1, Some(false)), || panic!("no new key")).expect("decided");
+        assert!(matches!(decided, Decision::Done { .. }));
+
+        let request = |id: u8| RotateUnlockKeyRequest {
+            request_id: vec![id; 16],
+        };
+        let status = rotate_unlock_key(&cluster(), &request(1), || Ok(locked(1))).expect_err("it is off");
+        refused(&status, Code::Invalid, "autolock is off", "--autolock on");
+        let next = rotate_unlock_key(&with_lock, &request(1), || Ok(locked(2))).expect("planned");
+        assert_eq!(of(next), locked(2));
+        let again = rotate_unlock_key(&with_lock, &request(4), || panic!("a retry")).expect("decided");
+        assert!(matches!(again, Decision::Done { .. }));
+        let mut seen_by_none = with_lock.clone();
+        seen_by_none.autolock = Some(Autolock {
+            generation: 2,
+            ..locked(1)
+        });
+        let confirm = |cluster: &Cluster, generation| {
+            let request = ConfirmUnlockKeyRequest {
+                request_id: vec![1; 16],
+                generation,
+            };
+            confirm_unlock_key(cluster, &request)
+        };
+        let confirmed = confirm(&seen_by_none, 2).expect("planned");
+        assert_eq!(of(confirmed), locked(2));
+        let decided = confirm(&with_lock, 1).expect("decided");
+        assert!(matches!(decided, Decision::Done { .. }));
+        let status = confirm(&seen_by_none, 3).expect_err("there is none");
+        refused(&status, Code::Conflict, "unlock key 3", "unlock-key show");
+        let behind =
+            rotate_unlock_key(&with_lock, &request(1), || Err(LockError::Behind(1))).expect_err("behind");
+        refused(&behind, Code::Unsafe, "unlock key 1", "cluster status");
     }
 
     #[test]

@@ -43,7 +43,8 @@ use crate::authz::Principal;
 use crate::ca::{self, Ca};
 use crate::dispatcher::assignments::may_still_run;
 use crate::freshness::Fresh;
-use crate::key_ring::KeyRing;
+use crate::key_ring::{self, KeyRing};
+use crate::lock::{self, LockError};
 use crate::proposer::Proposer;
 use crate::refusal::{internal, not_proposed, refuse};
 use crate::registry::{self, Registry};
@@ -163,6 +164,10 @@ impl Control {
         Ok(Some(outcome.index))
     }
 
+    fn renewed_lock(&self, cluster: &Cluster) -> Result<wire::Autolock, LockError> {
+        lock::renewed(cluster, &self.0.key_ring, &*self.0.entropy)
+    }
+
     async fn make_ticket(
         &self,
         actor: &str,
@@ -260,7 +265,65 @@ impl Service for Control {
 
     async fn update_cluster(&self, request: Request<wire::UpdateClusterRequest>) -> Answer<ChangeResponse> {
         let (actor, request) = split(request)?;
-        let decide = |state: &State| cluster::update(cluster(state)?, &request);
+        let decide = |state: &State| {
+            let old = cluster(state)?;
+            cluster::update(old, &request, || self.renewed_lock(old))
+        };
+        self.change::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
+    async fn get_unlock_key(
+        &self,
+        request: Request<wire::GetUnlockKeyRequest>,
+    ) -> Answer<wire::GetUnlockKeyResponse> {
+        let (actor, request) = split(request)?;
+        let state = self.state();
+        let key = cluster::unlock_key(
+            cluster(&state)?,
+            &self.0.key_ring,
+            request.generation,
+            state.index(),
+        )?;
+        tracing::info!(target: "audit", actor, generation = key.generation, "unlock key shown");
+        Ok(Response::new(key))
+    }
+
+    async fn rotate_unlock_key(
+        &self,
+        request: Request<wire::RotateUnlockKeyRequest>,
+    ) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| {
+            let old = cluster(state)?;
+            cluster::rotate_unlock_key(old, &request, || self.renewed_lock(old))
+        };
+        self.change::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
+    async fn confirm_unlock_key(
+        &self,
+        request: Request<wire::ConfirmUnlockKeyRequest>,
+    ) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| cluster::confirm_unlock_key(cluster(state)?, &request);
+        self.change::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
+    async fn rotate_key_ring(&self, request: Request<wire::RotateKeyRingRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let (ring, now) = (&self.0.key_ring, self.now());
+        let decide = |state: &State| {
+            let old = cluster(state)?;
+            cluster::rotate_key_ring(old, &request, || {
+                ring.with_next_epoch(old, &key_ring::holders(state), now)
+            })
+        };
         self.change::<Cluster>(&actor, &request.request_id, decide)
             .await
             .map(Response::new)

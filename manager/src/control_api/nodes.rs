@@ -13,6 +13,7 @@ use super::check;
 use super::object::{Category, Kept, NODES, label};
 use crate::orchestrator::removal;
 use crate::refusal::refuse;
+use crate::view;
 
 /// Changes what operators say of a node.
 pub(super) fn update(state: &State, request: &UpdateNodeRequest) -> Result<Decision, Status> {
@@ -89,7 +90,18 @@ pub(super) fn remove(
             ),
         ));
     }
-    Ok(gone(state, node, now_ms)?.into())
+    let plan = gone(state, node, now_ms)?;
+    match view::cluster(state).filter(|_| request.clean && node.role() == Role::Manager) {
+        None => Ok(plan.into()),
+        // Without its envelopes nothing says that it could open the ring, and so nothing is renewed.
+        Some(cluster) => {
+            let mut new = cluster.clone();
+            for epoch in &mut new.key_ring {
+                epoch.envelopes.retain(|it| it.node_id != node.id);
+            }
+            Ok(plan.unless_changed(cluster).replace(new).into())
+        }
+    }
 }
 
 /// Cuts a worker off that is not trusted any more, or a manager that has left Raft or is lost: its keys are dead, its
@@ -188,6 +200,7 @@ mod tests {
             request_id: vec![5; 16],
             selector: selector.into(),
             force,
+            ..Default::default()
         }
     }
 

@@ -10,7 +10,7 @@ use bulkhead_raft::Members;
 use bulkhead_raft::state::State;
 
 use super::object::{NODES, TASKS, get};
-use crate::{ca, view};
+use crate::{ca, key_ring, lock, view};
 
 /// What Raft and the replica know.
 pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool) -> ClusterStatus {
@@ -32,6 +32,8 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
             voter: raft.voters.contains(id),
             matched: raft.matched.get(id).copied().flatten().unwrap_or(0),
             leader: raft.leader == Some(*id),
+            locked_with: get::<Node>(state, at.node.as_bytes()).map_or(0, |it| it.locked_with),
+            resealed: get::<Node>(state, at.node.as_bytes()).map_or(0, |it| it.resealed),
         })
         .collect();
     let certificates = nodes
@@ -54,7 +56,12 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         }),
         members,
         lab: cluster.lab,
-        autolock: false,
+        autolock: lock::generation(&cluster) != 0,
+        unlock_generation: lock::generation(&cluster),
+        unlock_pending: lock::pending(&cluster),
+        key_ring_epochs: u32::try_from(cluster.key_ring.len()).unwrap_or(u32::MAX),
+        key_ring_left: u32::try_from(key_ring::left(state)).unwrap_or(u32::MAX),
+        reseal: cluster.reseal,
         roots: ca::roots(&cluster),
         issuer: ca::trust::key_id(ca::trust::issuer(&cluster).0).map_or_else(|_| Vec::new(), KeyId::to_wire),
         node_certificate_validity_ms: validity_ms(&cluster),
@@ -67,7 +74,7 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
             .map_or_else(Vec::new, |it| it.node.to_wire()),
         level: cluster.level,
         applied: state.index(),
-        key_ring: key_ring(&cluster.key_ring, &nodes),
+        key_ring: opened(&cluster.key_ring, &nodes),
         cluster_id: cluster.id,
     }
 }
@@ -90,7 +97,7 @@ fn can_lose(voters: &BTreeSet<u64>, is_up: impl Fn(u64) -> bool) -> u32 {
     u32::try_from(up.saturating_sub(voters.len() / 2 + 1)).unwrap_or(u32::MAX)
 }
 
-fn key_ring(ring: &[bulkhead_proto::wire::KeyRingEpoch], nodes: &[&Node]) -> String {
+fn opened(ring: &[bulkhead_proto::wire::KeyRingEpoch], nodes: &[&Node]) -> String {
     let Some(newest) = ring.last() else {
         return "none".to_owned();
     };

@@ -31,6 +31,7 @@ fn removal(selector: &str, request: u8) -> RemoveRequest {
         request_id: vec![request; 16],
         selector: selector.into(),
         force: false,
+        ..Default::default()
     }
 }
 

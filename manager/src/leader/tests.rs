@@ -78,7 +78,7 @@ impl Cell {
             fs: Arc::new(RealFileSystem),
             folder: folder.path().join("raft"),
             sealing: Sealing {
-                key: Arc::new(DataKey::new(Zeroizing::new([7; 32]))),
+                keys: Arc::new(DataKey::new(Zeroizing::new([7; 32])).into()),
                 store: [1; 16],
                 cluster_epoch: 1,
                 member: 1,

@@ -18,6 +18,9 @@ pub fn quarantine(state: &State, id: NodeId, node: &wire::Node, now_ms: i64) -> 
     let mut kept = wire::Node {
         keys: Vec::new(),
         quarantined_at: now_ms,
+        // A manager is given no new key of the ring.
+        envelope_key: Vec::new(),
+        opened_epoch: 0,
         meta: None,
         ..node.clone()
     };

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use bulkhead_identity::join::Enrolled;
 use bulkhead_identity::seam::Entropy;
 use bulkhead_identity::store::{KeyFile, ManagerPart};
-use bulkhead_identity::{Bundle, Certificate, Credentials, Key, csr};
+use bulkhead_identity::{Bundle, Certificate, Credentials, Key, UnlockKey, csr};
 use bulkhead_proto::wire::{EnrolResponse, ManagerAddress, Role};
 use bulkhead_proto::{MemberId, NodeId, RequestId};
 use bulkhead_raft::Member as RaftMember;
@@ -18,7 +18,7 @@ use super::Program;
 use super::description::describe;
 use super::error::ProgramError;
 use super::member::Member;
-use crate::ca::genesis::{FirstManager, FirstOperator, Genesis, genesis};
+use crate::ca::genesis::{FirstManager, FirstOperator, Genesis, Wishes, genesis};
 use crate::key_ring::EnvelopeKey;
 
 /// A single manager elects itself within one election timeout.
@@ -31,6 +31,7 @@ pub(super) struct Order {
     pub(super) listen: String,
     pub(super) advertise: String,
     pub(super) lab: bool,
+    pub(super) autolock: bool,
     pub(super) name: String,
     pub(super) operator: Option<FirstOperator>,
 }
@@ -39,7 +40,11 @@ pub(super) struct Order {
 pub(super) struct Made {
     pub(super) member: Arc<Member>,
     pub(super) operator: Option<EnrolResponse>,
+    pub(super) unlock_key: Option<UnlockKey>,
 }
+
+/// A new cluster's first unlock key.
+const FIRST_LOCK: u32 = 1;
 
 /// Makes a cluster of this one manager. Where it fails, what it wrote is removed again.
 pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> anyhow::Result<Made> {
@@ -60,13 +65,15 @@ pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> a
         envelope_key: envelope_key.public(),
         description,
     };
-    let genesis = genesis(
-        first,
-        order.operator,
-        order.lab,
-        machine.now_ms(),
-        &*machine.entropy,
-    )?;
+    let lock = match order.autolock {
+        true => Some(UnlockKey::generate(FIRST_LOCK, &*machine.entropy)?),
+        false => None,
+    };
+    let wishes = Wishes {
+        lab: order.lab,
+        lock: lock.as_ref(),
+    };
+    let genesis = genesis(first, order.operator, wishes, machine.now_ms(), &*machine.entropy)?;
     let credentials = Credentials {
         key,
         certificate: Certificate::from_der(&genesis.manager.certificate)?,
@@ -83,9 +90,11 @@ pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> a
             store: random(&*machine.entropy)?,
             data_key: Zeroizing::new(random(&*machine.entropy)?),
             envelope_key: Zeroizing::new(*envelope_key.expose()),
+            former_data_key: None,
             listen: order.listen,
             advertise: order.advertise,
         }),
+        lock: lock.clone(),
     };
     keys.save(&machine.keys())?;
     let begun = begin(program, keys, &genesis, actor).await;
@@ -111,7 +120,11 @@ pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> a
         name: operator.name,
         ..Default::default()
     });
-    Ok(Made { member, operator })
+    Ok(Made {
+        member,
+        operator,
+        unlock_key: lock,
+    })
 }
 
 async fn begin(
@@ -164,10 +177,12 @@ pub(super) fn keys_of_joiner(
             epoch: enrolled.epoch,
             store: random(&*machine.entropy).map_err(entropy)?,
             data_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
+            former_data_key: None,
             envelope_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
             listen,
             advertise,
         }),
+        lock: enrolled.lock,
     };
     keys.save(&machine.keys())?;
     Ok(keys)

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use bulkhead_identity::join::{self, Enrolment};
+use bulkhead_identity::store::{KeyFile, StoreError};
 use bulkhead_identity::ticket::Ticket;
-use bulkhead_identity::{ConnectInfo, Peer, csr};
+use bulkhead_identity::{ConnectInfo, Peer, UnlockKey, csr};
 use bulkhead_proto::wire::local_server::{self, LocalServer};
 use bulkhead_proto::wire::{self, JoinProgress, LocalStatus, Phase, Role, StepState};
 use bulkhead_proto::{Code, NodeId, limits};
@@ -13,13 +14,14 @@ use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
+use zeroize::Zeroizing;
 
 use super::Program;
 use super::description::describe;
 use super::init::{self, Order};
-use super::stage::{Stage, View};
+use super::stage::Stage;
 use crate::ca::genesis::FirstOperator;
-use crate::refusal::{chain, refuse};
+use crate::refusal::{chain, internal, refuse};
 
 /// Steps of a checklist that wait for a slow reader.
 const STEPS: usize = 32;
@@ -49,12 +51,20 @@ impl local_server::Local for LocalService {
             ..Default::default()
         };
         match self.0.stage.view() {
-            View::Empty { detail } => {
+            Stage::Empty { detail } => {
                 status.set_phase(Phase::Uninitialised);
                 status.detail = detail;
             }
-            View::Entering => status.set_phase(Phase::Joining),
-            View::Member(member) => {
+            Stage::Entering => status.set_phase(Phase::Joining),
+            Stage::Locked(locked) => {
+                status.set_phase(Phase::Locked);
+                status.node_id = locked.subject.node.to_wire();
+                status.cluster_id = locked.subject.cluster.to_wire();
+                status.locked_with = locked.generation;
+                status.detail = format!("it waits for unlock key {}", locked.generation);
+                status.name = locked.name;
+            }
+            Stage::Member(member) => {
                 let voter = member.replica.members().voters.contains(&member.replica.member());
                 status.set_phase(if voter { Phase::Member } else { Phase::Joining });
                 status.node_id = member.node().to_wire();
@@ -92,6 +102,9 @@ impl local_server::Local for LocalService {
             operator: made.operator,
             node_id: made.member.node().to_wire(),
             name: made.member.keys(|keys| keys.name.clone()),
+            unlock_key: made
+                .unlock_key
+                .map_or_else(String::new, |key| key.to_text().to_string()),
         }))
     }
 
@@ -117,13 +130,25 @@ impl local_server::Local for LocalService {
         &self,
         request: Request<wire::LeaveRequest>,
     ) -> Result<Response<wire::LeaveResponse>, Status> {
-        let View::Member(member) = self.0.stage.view() else {
-            return Err(refuse(
-                Code::NotMember,
-                tonic::Code::FailedPrecondition,
-                "this manager is in no cluster",
-                "nothing is to be done",
-            ));
+        let member = match self.0.stage.view() {
+            Stage::Member(member) => member,
+            Stage::Locked(locked) if request.get_ref().force => {
+                tracing::info!(target: "audit", told = false, "this manager has left its cluster, locked");
+                self.0.stage.left(&self.0.machine.forget());
+                return Ok(Response::new(wire::LeaveResponse {
+                    told: false,
+                    name: locked.name,
+                }));
+            }
+            stage @ Stage::Locked(_) => return Err(taken(stage)),
+            Stage::Empty { .. } | Stage::Entering => {
+                return Err(refuse(
+                    Code::NotMember,
+                    tonic::Code::FailedPrecondition,
+                    "this manager is in no cluster",
+                    "nothing is to be done",
+                ));
+            }
         };
         let told = match super::leaving::leave(&member).await {
             Err(refusal) if !request.get_ref().force => return Err(refusal),
@@ -134,6 +159,80 @@ impl local_server::Local for LocalService {
         // The answer is under way before the servers end: they end what they began.
         member.left.cancel();
         Ok(Response::new(wire::LeaveResponse { told, name }))
+    }
+
+    async fn unlock(
+        &self,
+        request: Request<wire::UnlockRequest>,
+    ) -> Result<Response<wire::UnlockResponse>, Status> {
+        let actor = actor(&request);
+        let text = Zeroizing::new(request.into_inner().unlock_key);
+        let key = text.parse::<UnlockKey>().map_err(|error| {
+            refuse(
+                Code::WrongUnlockKey,
+                tonic::Code::InvalidArgument,
+                error.to_string(),
+                "copy the key whole; a manager that runs shows it: `bulkhead cluster unlock-key show`",
+            )
+        })?;
+        let Stage::Locked(locked) = self.0.stage.view() else {
+            return Err(refuse(
+                Code::Invalid,
+                tonic::Code::FailedPrecondition,
+                "this manager is not locked",
+                "nothing is to be done",
+            ));
+        };
+        let keys = match KeyFile::open(&self.0.machine.keys(), Some(&key)) {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::warn!(target: "audit", actor, reason = chain(&error), "unlocking refused");
+                return Err(not_unlocked(&error, key.generation()));
+            }
+        };
+        let entering = self.0.stage.unlock(locked).map_err(taken)?;
+        tracing::info!(target: "audit", actor, generation = key.generation(), "unlocked");
+        match self.0.go_on(keys).await {
+            Ok(member) => {
+                let answer = wire::UnlockResponse {
+                    node_id: member.node().to_wire(),
+                    name: member.keys(|keys| keys.name.clone()),
+                };
+                entering.done(Stage::Member(member));
+                Ok(Response::new(answer))
+            }
+            // As at a start without a lock: the program ends, and its exit code says why.
+            Err(error) => {
+                let reason = chain(&error);
+                let _ending = self.0.failed.try_send(error); // a full queue has a reason to end already
+                Err(refuse(
+                    Code::Internal,
+                    tonic::Code::Internal,
+                    format!("it is unlocked, but does not start: {reason}"),
+                    "read the manager's log",
+                ))
+            }
+        }
+    }
+}
+
+fn not_unlocked(error: &StoreError, given: u32) -> Status {
+    match error {
+        StoreError::WrongUnlockKey { generation, .. } if *generation != given => refuse(
+            Code::WrongUnlockKey,
+            tonic::Code::PermissionDenied,
+            format!("this is unlock key {given}; the manager is locked with unlock key {generation}"),
+            format!(
+                "where another manager runs: `bulkhead cluster unlock-key show --generation {generation}`"
+            ),
+        ),
+        StoreError::WrongUnlockKey { .. } => refuse(
+            Code::WrongUnlockKey,
+            tonic::Code::PermissionDenied,
+            "this is another cluster's unlock key, or the key file is damaged",
+            "where another manager runs: `bulkhead cluster unlock-key show`",
+        ),
+        error => internal("cannot read its key file", error),
     }
 }
 
@@ -151,14 +250,19 @@ fn invalid(message: impl AsRef<str>, hint: &str) -> Status {
     refuse(Code::Invalid, tonic::Code::InvalidArgument, message, hint)
 }
 
-fn taken(view: View) -> Status {
-    let (code, message, hint) = match view {
-        View::Entering => (
+fn taken(stage: Stage) -> Status {
+    let (code, message, hint) = match stage {
+        Stage::Locked(_) => (
+            Code::Locked,
+            "this manager waits for its unlock key",
+            "`bulkhead cluster unlock`; where the key is lost for good: `bulkhead cluster leave --force`, and join again",
+        ),
+        Stage::Entering => (
             Code::NotReady,
             "this manager is entering a cluster now",
             "wait for it",
         ),
-        View::Empty { .. } | View::Member(_) => (
+        Stage::Empty { .. } | Stage::Member(_) => (
             Code::AlreadyMember,
             "this manager is in a cluster already",
             "`bulkhead cluster leave` first, or use another data folder",
@@ -227,6 +331,7 @@ fn order(request: wire::InitRequest) -> Result<Order, Status> {
         listen,
         advertise,
         lab: request.lab,
+        autolock: request.autolock,
         name: request.name,
         operator,
     })

@@ -8,9 +8,9 @@ use bulkhead_identity::comeback::Challenges;
 use bulkhead_identity::local::LocalConnection;
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::store::{KeyFile, ManagerPart};
-use bulkhead_identity::{Credentials, Identity, tls};
+use bulkhead_identity::{Credentials, Identity, UnlockKey, tls};
 use bulkhead_proto::NodeId;
-use bulkhead_raft::encryption::{DataKey, Sealing};
+use bulkhead_raft::encryption::{DataKey, DataKeys, Sealing};
 use bulkhead_raft::file_system::RealFileSystem;
 use bulkhead_raft::log_store::OpenError;
 use bulkhead_raft::runtime::Blocking;
@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use zeroize::Zeroizing;
 
 use super::binding::Speakers;
 use super::error::ProgramError;
@@ -33,7 +34,7 @@ use crate::ca::{self, Ca, EnrolmentService};
 use crate::control_api::{self, Control};
 use crate::dispatcher::{self, DispatcherService, Sessions};
 use crate::freshness::Fresh;
-use crate::key_ring::{EnvelopeKey, KeyRing};
+use crate::key_ring::{self, EnvelopeKey, KeyRing};
 use crate::leader::{self, Signs};
 use crate::membership::Gate;
 use crate::peer::{self, PeerService};
@@ -102,6 +103,7 @@ pub(super) struct Member {
     pub(super) gate: Gate,
     pub(super) key_ring: KeyRing,
     pub(super) advertise: String,
+    data_keys: Arc<DataKeys>,
     /// Cancelled once the cluster counts on this manager no more: then everything ends, and is forgotten.
     pub(super) left: CancellationToken,
     /// Connections of the local socket, which this member serves along with its own API.
@@ -143,6 +145,54 @@ impl Member {
         Ok(self.identity.replace(credentials)?)
     }
 
+    /// Seals the key file with this unlock key from now on, or with none.
+    pub(super) fn lock_with(&self, lock: Option<UnlockKey>) -> Result<(), ProgramError> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut keys.lock, lock);
+        keys.save(&self.machine.keys()).map_err(|error| {
+            keys.lock = old;
+            error.into()
+        })
+    }
+
+    /// Takes a new data key: first on disk, beside the one before, then for all that is written. One that was taken
+    /// before and is not done yet stays.
+    pub(super) fn renew_data_key(&self, key: Zeroizing<[u8; 32]>) -> Result<(), ProgramError> {
+        if self.has_former_data_key() {
+            return Ok(());
+        }
+        self.with_part(|part| {
+            part.former_data_key = Some(std::mem::replace(&mut part.data_key, key.clone()));
+        })?;
+        let renewed = self.data_keys.renew(DataKey::new(key));
+        debug_assert!(renewed, "the store's keys are those of the key file");
+        Ok(())
+    }
+
+    /// Nothing on disk needs the data key of before.
+    pub(super) fn forget_data_key(&self) -> Result<(), ProgramError> {
+        self.data_keys.forget_former();
+        self.with_part(|part| part.former_data_key = None)
+    }
+
+    /// Whether the data key of before is still needed.
+    pub(super) fn has_former_data_key(&self) -> bool {
+        self.keys(|keys| {
+            let part = keys.manager.as_ref();
+            part.is_some_and(|part| part.former_data_key.is_some())
+        })
+    }
+
+    fn with_part(&self, change: impl FnOnce(&mut ManagerPart)) -> Result<(), ProgramError> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = keys.manager.clone();
+        keys.manager.as_mut().map(change);
+        keys.save(&self.machine.keys()).map_err(|error| {
+            keys.manager = before;
+            error.into()
+        })
+    }
+
     /// Puts a manager together and starts it: it listens when this returns. `local` is the service of the local
     /// socket, which a member serves itself.
     pub(super) async fn start(
@@ -162,7 +212,11 @@ impl Member {
             member: part.member.0,
         };
         let dialer = Dialer::new(identity.clone());
-        let replica = start_replica(&machine, part, binding, dialer.clone()).await?;
+        let data_keys = Arc::new(DataKeys::new(
+            DataKey::new(part.data_key.clone()),
+            part.former_data_key.clone().map(DataKey::new),
+        ));
+        let replica = start_replica(&machine, part, data_keys.clone(), binding, dialer.clone()).await?;
         let listen = part.listen.clone();
         let listener = TcpListener::bind(&listen)
             .await
@@ -311,6 +365,13 @@ impl Member {
             "root rotation",
             ca::lead(replica.clone(), proposer.clone(), clock.clone(), stop.clone()),
         );
+        let keeping = key_ring::Keeping {
+            replica: replica.clone(),
+            proposer: proposer.clone(),
+            ring: key_ring.clone(),
+            clock: clock.clone(),
+        };
+        tasks.spawn("key ring", keeping.run(stop.clone()));
         let collected = {
             let replica = replica.clone();
             let fresh = fresh.clone();
@@ -331,6 +392,7 @@ impl Member {
             gate,
             key_ring,
             advertise,
+            data_keys,
             left: CancellationToken::new(),
             local,
             keys: Mutex::new(keys),
@@ -342,11 +404,12 @@ impl Member {
 async fn start_replica(
     machine: &Machine,
     part: &ManagerPart,
+    keys: Arc<DataKeys>,
     binding: Binding,
     dialer: Dialer,
 ) -> Result<Replica, ProgramError> {
     let sealing = Sealing {
-        key: Arc::new(DataKey::new(part.data_key.clone())),
+        keys,
         store: part.store,
         cluster_epoch: part.epoch,
         member: part.member.0,

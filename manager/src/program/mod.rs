@@ -9,7 +9,9 @@ mod init;
 mod leaving;
 mod local;
 mod member;
+mod record;
 mod renewal;
+mod reseal;
 mod stage;
 mod tasks;
 mod trust;
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_identity::UnlockKey;
 use bulkhead_identity::join::Attempts;
 use bulkhead_identity::local::{self as socket, LocalConnection};
 use bulkhead_identity::seam::{SystemClock, SystemEntropy};
@@ -31,10 +34,11 @@ use tokio::time::sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use zeroize::Zeroizing;
 
 use self::local::{JoinOrder, LocalService};
 use self::member::{Machine, Member};
-use self::stage::{Stage, Stages, View};
+use self::stage::{Stage, Stages};
 
 pub use self::error::ProgramError;
 
@@ -47,6 +51,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Join by itself, where it is in no cluster yet.
     pub join: Option<Join>,
+    /// Where the unlock key is, for a manager that is to start by itself although autolock is on.
+    pub unlock_key_file: Option<PathBuf>,
 }
 
 /// A join without anybody at a terminal.
@@ -68,8 +74,8 @@ pub struct Join {
 const JOIN_RETRY: Duration = Duration::from_secs(1);
 /// Local connections that wait to be served.
 const BACKLOG: usize = 64;
-/// Bytes of a ticket file.
-const TICKET_FILE_BYTES: u64 = 4_096;
+/// Bytes of a file with a ticket or an unlock key.
+const TEXT_FILE_BYTES: u64 = 4_096;
 
 /// What one program is made of.
 pub(crate) struct Program {
@@ -124,9 +130,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramE
         stop: stop.clone(),
         failed,
     });
-    resume(&program).await?;
+    resume(&program, config.unlock_key_file.as_deref()).await?;
     if let Some(join) = config.join
-        && matches!(program.stage.view(), View::Empty { .. })
+        && matches!(program.stage.view(), Stage::Empty { .. })
     {
         program.work.spawn(join_by_itself(program.clone(), join));
     }
@@ -142,22 +148,49 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramE
     ended
 }
 
-/// Goes on as the member that the key file says, if there is one.
-async fn resume(program: &Arc<Program>) -> Result<(), ProgramError> {
-    let keys = match KeyFile::load(&program.machine.keys()) {
-        Ok(keys) => keys,
-        Err(StoreError::Missing(_)) => return Ok(()),
-        Err(error) => return Err(error.into()),
+/// Goes on as the member that the key file says, if there is one. A locked one that no key at hand opens waits.
+async fn resume(program: &Arc<Program>, unlock_key_file: Option<&Path>) -> Result<(), ProgramError> {
+    let path = program.machine.keys();
+    let unlock = unlock_key_file.and_then(unlock_key);
+    let keys = match KeyFile::open(&path, unlock.as_ref()) {
+        Err(error @ StoreError::WrongUnlockKey { .. }) => {
+            tracing::error!(%error, "the unlock key's file is of no use");
+            KeyFile::load(&path)
+        }
+        opened => opened,
     };
-    let member = program.start(keys).await?;
-    if let Ok(entering) = program.stage.enter() {
-        entering.done(Stage::Member(member.clone()));
+    match keys {
+        Ok(keys) => {
+            let member = program.go_on(keys).await?;
+            if let Ok(entering) = program.stage.enter() {
+                entering.done(Stage::Member(member));
+            }
+        }
+        Err(StoreError::Missing(_)) => {}
+        Err(StoreError::Locked(locked)) => {
+            tracing::warn!(
+                node = locked.name,
+                unlock_key = locked.generation,
+                "locked: `bulkhead cluster unlock`"
+            );
+            program.stage.locked(locked);
+        }
+        Err(error) => return Err(error.into()),
     }
-    let stop = program.stop.clone();
-    program
-        .work
-        .spawn(async move { admission::become_voter(&member, &stop).await });
     Ok(())
+}
+
+/// The unlock key in a file. A bad one is not fatal: the program then waits for a person.
+fn unlock_key(path: &Path) -> Option<UnlockKey> {
+    let file = path.display();
+    let Some(text) = read_text(path) else {
+        tracing::error!(%file, "there is no unlock key in this file");
+        return None;
+    };
+    let parsed = text.parse::<UnlockKey>();
+    parsed
+        .inspect_err(|error| tracing::error!(%file, %error, "the unlock key's file is of no use"))
+        .ok()
 }
 
 /// Why a member ends.
@@ -168,6 +201,15 @@ enum End {
 }
 
 impl Program {
+    /// Starts as a member that was one before, and becomes a voter again if it is none.
+    async fn go_on(self: &Arc<Self>, keys: KeyFile) -> Result<Arc<Member>, ProgramError> {
+        let member = self.start(keys).await?;
+        let (joining, stop) = (member.clone(), self.stop.clone());
+        self.work
+            .spawn(async move { admission::become_voter(&joining, &stop).await });
+        Ok(member)
+    }
+
     /// Starts as a member and looks after it until the program ends.
     async fn start(self: &Arc<Self>, keys: KeyFile) -> Result<Arc<Member>, ProgramError> {
         let local = LocalService::new(self.clone());
@@ -183,6 +225,10 @@ impl Program {
             "trust",
             async move { trust::follow(&following.0, &following.1).await },
         );
+        let resealing = (member.clone(), tasks.stop());
+        tasks.spawn("resealing", async move {
+            reseal::follow(&resealing.0, &resealing.1).await
+        });
         let (program, watched) = (self.clone(), member.clone());
         self.work.spawn(async move {
             let end = tokio::select! {
@@ -237,8 +283,8 @@ where
         };
         let Some(Ok(connection)) = connection else { return };
         let server = match program.stage.view() {
-            View::Member(member) => member.local.clone(),
-            View::Empty { .. } | View::Entering => waiting.clone(),
+            Stage::Member(member) => member.local.clone(),
+            Stage::Empty { .. } | Stage::Entering | Stage::Locked(_) => waiting.clone(),
         };
         // A caller that finds the queue full is turned away; it tries again.
         let _full = server.try_send(connection);
@@ -248,9 +294,9 @@ where
 /// Joins with the ticket in a file, as soon as it is there, and again until it worked.
 async fn join_by_itself(program: Arc<Program>, join: Join) {
     loop {
-        if let Some(ticket) = read_ticket(&join.ticket_file) {
+        if let Some(ticket) = read_text(&join.ticket_file) {
             let request = JoinRequest {
-                ticket,
+                ticket: ticket.to_string(),
                 addresses: join.addresses.clone(),
                 listen: join.listen.clone(),
                 advertise: join.advertise.clone(),
@@ -292,11 +338,11 @@ async fn join_by_itself(program: Arc<Program>, join: Join) {
     }
 }
 
-/// A ticket file's text, once it is there and whole.
-fn read_ticket(path: &Path) -> Option<String> {
+/// The text of a file with a secret in it, once it is there and whole.
+fn read_text(path: &Path) -> Option<Zeroizing<String>> {
     use std::io::Read as _;
-    let mut text = String::new();
+    let mut text = Zeroizing::new(String::new());
     let file = std::fs::File::open(path).ok()?;
-    file.take(TICKET_FILE_BYTES).read_to_string(&mut text).ok()?;
+    file.take(TEXT_FILE_BYTES).read_to_string(&mut text).ok()?;
     Some(text).filter(|text| !text.trim().is_empty())
 }

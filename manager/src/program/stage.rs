@@ -1,20 +1,17 @@
-//! Where a manager program stands: in no cluster, entering one, or a member.
+//! Where a manager program stands: in no cluster, entering one, locked, or a member.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bulkhead_identity::store::Locked;
+
 use super::member::Member;
 
-/// How an entry may end.
+/// Where it stands.
+#[derive(Clone)]
 pub(super) enum Stage {
     Empty { detail: String },
     Entering,
-    Member(Arc<Member>),
-}
-
-/// The stage, as it is now.
-pub(super) enum View {
-    Empty { detail: String },
-    Entering,
+    Locked(Box<Locked>),
     Member(Arc<Member>),
 }
 
@@ -28,29 +25,43 @@ impl Stages {
         }))
     }
 
-    pub(super) fn view(&self) -> View {
-        match &*self.lock() {
-            Stage::Empty { detail } => View::Empty {
-                detail: detail.clone(),
-            },
-            Stage::Entering => View::Entering,
-            Stage::Member(member) => View::Member(member.clone()),
-        }
+    /// The stage, as it is now.
+    pub(super) fn view(&self) -> Stage {
+        self.lock().clone()
     }
 
     /// Begins to enter a cluster; what stands instead where that is not possible.
-    pub(super) fn enter(self: &Arc<Self>) -> Result<Entering, View> {
-        {
-            let mut stage = self.lock();
-            if matches!(*stage, Stage::Empty { .. }) {
-                *stage = Stage::Entering;
-                return Ok(Entering {
-                    stages: self.clone(),
-                    ended: false,
-                });
-            }
+    pub(super) fn enter(self: &Arc<Self>) -> Result<Entering, Stage> {
+        let otherwise = Stage::Empty {
+            detail: "the last try to enter a cluster failed; the log says why".to_owned(),
+        };
+        self.enter_from(|stage| matches!(stage, Stage::Empty { .. }), otherwise)
+    }
+
+    /// Begins to start a member that waited for its unlock key.
+    pub(super) fn unlock(self: &Arc<Self>, locked: Box<Locked>) -> Result<Entering, Stage> {
+        self.enter_from(|stage| matches!(stage, Stage::Locked(_)), Stage::Locked(locked))
+    }
+
+    fn enter_from(
+        self: &Arc<Self>,
+        may: impl Fn(&Stage) -> bool,
+        otherwise: Stage,
+    ) -> Result<Entering, Stage> {
+        let mut stage = self.lock();
+        if !may(&stage) {
+            return Err(stage.clone());
         }
-        Err(self.view())
+        *stage = Stage::Entering;
+        Ok(Entering {
+            stages: self.clone(),
+            otherwise: Some(otherwise),
+        })
+    }
+
+    /// The program waits for its unlock key.
+    pub(super) fn locked(&self, locked: Box<Locked>) {
+        *self.lock() = Stage::Locked(locked);
     }
 
     /// The member is no more: the program may enter a cluster again.
@@ -68,22 +79,21 @@ impl Stages {
 /// An entry under way; dropped before it is done, the program stands where it stood.
 pub(super) struct Entering {
     stages: Arc<Stages>,
-    ended: bool,
+    /// Where the program stands when it is dropped; nothing once it ended well.
+    otherwise: Option<Stage>,
 }
 
 impl Entering {
     pub(super) fn done(mut self, stage: Stage) {
         *self.stages.lock() = stage;
-        self.ended = true;
+        self.otherwise = None;
     }
 }
 
 impl Drop for Entering {
     fn drop(&mut self) {
-        if !self.ended {
-            *self.stages.lock() = Stage::Empty {
-                detail: "the last try to enter a cluster failed; the log says why".to_owned(),
-            };
+        if let Some(otherwise) = self.otherwise.take() {
+            *self.stages.lock() = otherwise;
         }
     }
 }

@@ -1,21 +1,20 @@
-//! A manager's own part in a rotation of the root: it trusts what the cluster trusts, has a certificate of the root that
-//! signs, and says so in its record; and it comes back by its key when the others refuse its certificate.
+//! A manager's own part in a rotation of the root and in autolock: it trusts what the cluster trusts, has a certificate of
+//! the root that signs, seals its key file as the cluster wants it, and says so in its record; and it comes back by its key
+//! when the others refuse its certificate.
 
 use std::time::Duration;
 
 use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::tls::Expect;
-use bulkhead_identity::{Bundle, Credentials};
-use bulkhead_proto::RequestId;
-use bulkhead_proto::wire::{Change, Cluster, Node, change::Change as Step, object::Object as Any};
+use bulkhead_identity::{Bundle, Credentials, UnlockKey};
+use bulkhead_proto::wire::{Cluster, Node};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::member::Member;
-use super::renewal;
-use crate::ca::renewal::unchanged;
+use super::{record, renewal};
 use crate::ca::trust;
-use crate::view;
+use crate::{lock, view};
 
 /// Finds what failed before.
 const LOOK: Duration = Duration::from_secs(2);
@@ -56,7 +55,7 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
             {
                 tracing::warn!(
                     error = format!("{error:#}"),
-                    "the roots or the certificate could not be changed"
+                    "roots, certificate or lock could not be changed"
                 );
             }
         }
@@ -79,12 +78,34 @@ async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
         member.renewed(current.with_bundle(bundle)?)?;
         tracing::info!(target: "audit", "this manager trusts other roots now");
     }
+    relock(member, cluster).await?;
     let current = member.identity.current();
     let issuer = trust::key_id(trust::issuer(cluster).0)?;
     if used(&current) != Some(issuer.to_wire()) {
         renewal::once(member).await;
     }
-    report(member).await
+    report(member, cluster).await
+}
+
+/// Seals the key file as the cluster wants it.
+async fn relock(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
+    let wanted = lock::generation(cluster);
+    if locked_with(member) == wanted {
+        return Ok(());
+    }
+    let was_open = locked_with(member) == 0;
+    member.lock_with(lock::wanted(cluster, &member.key_ring)?)?;
+    tracing::info!(target: "audit", unlock_key = wanted, "this manager's key file is sealed anew");
+    if was_open {
+        // The key in use stood in the clear. The first renewal takes another, the second makes the cluster forget it.
+        let _later = renewal::once(member).await && renewal::once(member).await;
+    }
+    Ok(())
+}
+
+/// The unlock key that this manager's key file is sealed with; 0: none.
+fn locked_with(member: &Member) -> u32 {
+    member.keys(|keys| keys.lock.as_ref().map_or(0, UnlockKey::generation))
 }
 
 /// The root that issued this manager's certificate.
@@ -93,39 +114,18 @@ fn used(credentials: &Credentials) -> Option<Vec<u8>> {
     Some(root.key_id().to_wire())
 }
 
-/// Keeps what this manager trusts and uses in its record.
-async fn report(member: &Member) -> anyhow::Result<()> {
-    let state = member.replica.state();
-    let Some(record) = view::node(&state, member.node()) else {
-        return Ok(());
-    };
+/// Keeps what this manager trusts, uses, opens and is locked with in its record.
+async fn report(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
     let current = member.identity.current();
-    let (trusts, issuer) = (current.bundle.key_ids(), used(&current).unwrap_or_default());
-    if (&record.trusts, &record.issuer) == (&trusts, &issuer) || !member.fresh.is_fresh() {
-        return Ok(());
-    }
-    let new = Node {
-        trusts,
-        issuer,
-        ..record.clone()
-    };
-    let change = Change {
-        change: Some(Step::Replace(view::object(Any::Node(new)))),
-    };
-    let mut id = [0; 16];
-    member.machine.entropy.fill(&mut id)?;
-    let actor = format!("manager/{}", member.node());
-    // Overtaken or not proposed: it is said again.
-    let _ = member
-        .proposer
-        .client(
-            &actor,
-            RequestId::from_bytes(id),
-            vec![unchanged(record)],
-            vec![change],
-        )
-        .await;
-    Ok(())
+    record::say(member, |node| Node {
+        trusts: current.bundle.key_ids(),
+        issuer: used(&current).unwrap_or_default(),
+        locked_with: locked_with(member),
+        // One that has no envelope yet says so by what it said before.
+        opened_epoch: member.key_ring.newest(cluster).unwrap_or(node.opened_epoch),
+        ..node.clone()
+    })
+    .await
 }
 
 async fn come_back_by_key(member: &Member) {

@@ -107,6 +107,22 @@ impl Disk {
         retired
     }
 
+    /// Begins a segment, and the header, under the present data key: what is sealed under the former one is then in older
+    /// segments alone.
+    pub(super) fn begin_anew(&mut self) -> Result<(u64, Arc<dyn File>), WriteError> {
+        let next = self.next;
+        self.spares
+            .discard()
+            .and_then(|()| self.spares.reseal_header(&self.sealing, &*self.entropy))
+            .map_err(|error| self.failed(next, &error))?;
+        self.rotate()
+    }
+
+    /// The oldest segment in use, by its first frame.
+    pub(super) fn oldest(&self) -> u64 {
+        self.held.front().map_or(self.next, |held| held.name)
+    }
+
     fn rotate(&mut self) -> Result<(u64, Arc<dyn File>), WriteError> {
         let name = self.next;
         let file: Arc<dyn File> = self

@@ -253,6 +253,20 @@ impl Spares {
         Ok(())
     }
 
+    /// Removes what waits for its next use: its old content was sealed under a key that is to be forgotten.
+    pub(super) fn discard(&self) -> io::Result<()> {
+        let ready = std::mem::take(&mut *self.ready());
+        for spare in ready {
+            self.fs.unlink(&self.folder.join(spare))?;
+        }
+        self.fs.sync_directory(&self.folder)
+    }
+
+    /// Seals the store's header anew.
+    pub(super) fn reseal_header(&self, sealing: &Sealing, entropy: &dyn Entropy) -> io::Result<()> {
+        header::write(&*self.fs, &self.folder, sealing, entropy)
+    }
+
     /// Takes segments out of use, oldest first: a crash in between leaves the newer ones.
     pub(super) fn retire(&self, segments: &[u64]) -> io::Result<()> {
         let mut spare = None;

@@ -200,6 +200,24 @@ impl LogStore {
         Ok((Self { guard }, recovered))
     }
 
+    /// Writes under the present data key from now on, header included, in a segment of its own; its number. Blocks for a
+    /// few flushes.
+    ///
+    /// # Errors
+    /// A write failed: nothing more is accepted.
+    pub fn begin_anew(&self) -> io::Result<u64> {
+        self.shared().begin_anew()
+    }
+
+    /// Makes durable what waits for company, and says which segment is the oldest in use.
+    ///
+    /// # Errors
+    /// A write failed: nothing more is accepted.
+    pub async fn oldest(&self) -> io::Result<u64> {
+        self.shared().change(|_| Ok(())).await?;
+        Ok(self.shared().oldest())
+    }
+
     fn shared(&self) -> &Shared {
         &self.guard.shared
     }

@@ -36,7 +36,7 @@ pub(crate) fn seal(
     let mut nonce = [0; NONCE_BYTES];
     entropy.fill(&mut nonce)?;
     let place = sealing.place(kind, sequence, previous.0);
-    sealing.key.seal(&place, &nonce, buffer, HEADER_BYTES);
+    sealing.keys.seal(&place, &nonce, buffer, HEADER_BYTES);
     Ok(frame::complete(buffer, sequence, previous)?)
 }
 
@@ -47,5 +47,5 @@ pub(crate) fn open(
     frame: &Frame<'_>,
 ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
     let place = sealing.place(kind, frame.sequence, frame.previous.0);
-    sealing.key.open(&place, frame.record)
+    sealing.keys.open(&place, frame.record)
 }

@@ -34,7 +34,7 @@ impl Entropy for Counting {
 
 pub(crate) fn sealing() -> Sealing {
     Sealing {
-        key: Arc::new(DataKey::new(Zeroizing::new([1; KEY_BYTES]))),
+        keys: Arc::new(DataKey::new(Zeroizing::new([1; KEY_BYTES])).into()),
         store: [2; 16],
         cluster_epoch: 3,
         member: 4,
@@ -176,8 +176,8 @@ async fn a_folder_of_somebody_else_is_refused() {
         let refused = open_with(&fs, other).expect_err("not ours");
         assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
     }
-    let key = Arc::new(DataKey::new(Zeroizing::new([9; KEY_BYTES])));
-    let refused = open_with(&fs, Sealing { key, ..sealing() }).expect_err("another key");
+    let keys = Arc::new(DataKey::new(Zeroizing::new([9; KEY_BYTES])).into());
+    let refused = open_with(&fs, Sealing { keys, ..sealing() }).expect_err("another key");
     assert!(matches!(refused, OpenError::Key { .. }), "{refused}");
     open(&fs);
 }

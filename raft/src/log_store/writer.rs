@@ -299,6 +299,29 @@ impl Shared {
         Ok(())
     }
 
+    /// Begins a segment under the present data key; its first frame's number.
+    pub(super) fn begin_anew(&self) -> io::Result<u64> {
+        // Held while the new file becomes known: nobody writes to it before a reader can find it.
+        let mut disk = lock(&self.disk);
+        let begun = disk.begin_anew();
+        let mut queue = self.queue()?;
+        match begun {
+            Ok((name, file)) => {
+                queue.files.insert(name, file);
+                Ok(name)
+            }
+            Err(error) => {
+                queue.failed = Some(error.clone());
+                Err(error.io())
+            }
+        }
+    }
+
+    /// The oldest segment in use, by its first frame.
+    pub(super) fn oldest(&self) -> u64 {
+        lock(&self.disk).oldest()
+    }
+
     /// Waits until the writer has caught up enough.
     pub(super) async fn room(&self) {
         loop {

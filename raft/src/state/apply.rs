@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     Change, Event, KeyRingEpoch, Kind, Meta, Node, Object, Outcome, Precondition, Rejection,
-    RejectionCode as Code, Role, Task, TaskObserved, TaskState, TicketUse, Tombstone, Transaction,
+    RejectionCode as Code, Role, Sealed, Task, TaskObserved, TaskState, TicketUse, Tombstone, Transaction,
     change::Change as Step, event, object::Object as Any, precondition::Precondition as Condition,
 };
 use prost::Message as _;
@@ -127,7 +127,8 @@ impl Run<'_> {
             .changes
             .iter()
             .try_for_each(|change| self.change(change))?;
-        self.check_key_ring()
+        self.check_key_ring()?;
+        self.check_sealed()
     }
 
     /// A key-ring epoch that this transaction made or changed is enveloped to every manager that has registered a key:
@@ -156,6 +157,42 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What is sealed stays under an epoch of the ring: nobody could open it otherwise. A value that was sealed before its
+    /// epoch went is stale, and is sealed again by whoever brings it.
+    fn check_sealed(&self) -> Result<(), Rejection> {
+        let Some(cluster) = self.state.list(Kind::Cluster).next() else {
+            return Ok(());
+        };
+        let ring = key_ring(cluster);
+        if ring.is_empty() {
+            return Ok(()); // nothing can be sealed yet
+        }
+        let before = self.before.list(Kind::Cluster).next();
+        let known = |epoch: u32| ring.iter().any(|it| it.epoch == epoch);
+        let shrunk = before.is_some_and(|before| key_ring(before).iter().any(|it| !known(it.epoch)));
+        let stale = match shrunk {
+            true => self.state.list(Kind::Secret).find(|it| !sealed_under(it, known)),
+            false => self.written().find(|it| !sealed_under(it, known)),
+        };
+        match stale.or_else(|| (!sealed_under(cluster, known)).then_some(cluster)) {
+            None => Ok(()),
+            Some(object) => Err(reject(
+                Code::Stale,
+                object::key(object),
+                "it is sealed under a key-ring epoch that is no more",
+            )),
+        }
+    }
+
+    /// The objects that this transaction wrote, as they stand.
+    fn written(&self) -> impl Iterator<Item = &Arc<Object>> {
+        let changes = self.transaction.changes.iter();
+        changes.filter_map(|change| match &change.change {
+            Some(Step::Create(object) | Step::Replace(object)) => self.state.get(object::key(object)?),
+            _ => None,
+        })
     }
 
     /// A key that was removed never comes back, under whichever node.
@@ -502,6 +539,21 @@ impl Run<'_> {
             actor,
             change: Some(change),
         });
+    }
+}
+
+/// Whether everything sealed in an object is under an epoch that `known` knows.
+fn sealed_under(object: &Object, known: impl Fn(u32) -> bool) -> bool {
+    let known = |sealed: &Option<Sealed>| sealed.as_ref().is_none_or(|sealed| known(sealed.epoch));
+    match &object.object {
+        Some(Any::Secret(secret)) => known(&secret.value),
+        Some(Any::Cluster(cluster)) => {
+            let lock = cluster.autolock.iter().flat_map(|lock| &lock.keys);
+            known(&cluster.root_key)
+                && cluster.rotation.as_ref().is_none_or(|it| known(&it.root_key))
+                && lock.into_iter().all(|it| known(&it.key))
+        }
+        _ => true,
     }
 }
 

@@ -3,7 +3,7 @@
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     AddTombstone, Change, Cluster, Envelope, KeyRingEpoch, Kind, Node, NodeKey, Object, Precondition,
-    RejectionCode, Role, Secret, Tombstone, Transaction, VersionIs, change::Change as Step,
+    RejectionCode, Role, Sealed, Secret, Tombstone, Transaction, VersionIs, change::Change as Step,
     object::Object as Any, precondition::Precondition as Condition,
 };
 use prost::Message as _;
@@ -32,6 +32,7 @@ fn epoch(epoch: u32, managers: &[u8]) -> KeyRingEpoch {
     KeyRingEpoch {
         epoch,
         envelopes: envelopes.collect(),
+        ..Default::default()
     }
 }
 
@@ -359,4 +360,49 @@ fn the_snapshot_format_stays_what_it_is() {
     let mut decoder = Decoder::new(&parts[0]).expect("a header");
     decoder.push(&parts[1]).expect("a chunk");
     assert_eq!(decoder.finish().expect("whole").digest(), state.digest());
+}
+
+#[test]
+fn nothing_is_sealed_under_an_epoch_that_is_no_more() {
+    let sealed = |epoch| {
+        Some(Sealed {
+            epoch,
+            ..Default::default()
+        })
+    };
+    let secret = |n: u8, epoch| {
+        object(Any::Secret(Secret {
+            id: vec![n; 16],
+            name: format!("secret-{n}"),
+            value: sealed(epoch),
+            ..Default::default()
+        }))
+    };
+    let with_root = |ring: &[u32], root| {
+        object(Any::Cluster(Cluster {
+            id: vec![1; 16],
+            key_ring: ring.iter().map(|it| epoch(*it, &[])).collect(),
+            root_key: sealed(root),
+            ..Default::default()
+        }))
+    };
+    let stale = Some(RejectionCode::Stale);
+    let mut state = State::default();
+    must(
+        &mut state,
+        vec![Step::Create(with_root(&[1, 2], 1)), Step::Create(secret(1, 1))],
+    );
+    let mut refused = |step| assert_eq!(apply(&mut state, Given::default(), vec![step]), stale);
+    refused(Step::Replace(with_root(&[2], 1)));
+    refused(Step::Replace(with_root(&[2], 2))); // the secret is still there
+    refused(Step::Create(secret(2, 3)));
+    must(&mut state, vec![Step::Replace(secret(1, 2))]);
+    must(&mut state, vec![Step::Replace(with_root(&[2], 2))]);
+    let late = vec![Step::Create(secret(3, 1))];
+    assert_eq!(
+        apply(&mut state, Given::default(), late),
+        stale,
+        "planned before the epoch went"
+    );
+    must(&mut state, vec![Step::Create(secret(3, 2))]);
 }

@@ -12,6 +12,7 @@ mod crash;
 mod damage;
 mod documents;
 mod foreign_image;
+mod lock;
 mod operations;
 mod refusals;
 mod rotation;

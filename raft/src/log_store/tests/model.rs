@@ -9,6 +9,7 @@ use futures::executor::block_on;
 use proptest::prelude::*;
 
 use super::*;
+use crate::encryption::DataKeys;
 use crate::file_system::{Fault, seeded_chooser};
 
 /// What a test does to a log.
@@ -25,6 +26,10 @@ enum Step {
     Purge(u64),
     /// All but so many of the newest entries are committed. Not acknowledged by itself.
     Commit(u64),
+    /// Takes another data key, and begins a segment under it.
+    Rekey,
+    /// Forgets the data key of before, once the segments that it sealed are gone.
+    Forget,
     /// Closes the store and opens it again. What was not acknowledged may be gone.
     Reopen,
 }
@@ -68,12 +73,57 @@ struct Run {
     model: Model,
     /// What the store may be found as, oldest first: the last one acknowledged, then what was asked for since.
     possible: Vec<Model>,
+    keys: Keys,
+}
+
+/// What the key file beside the store says, which is written before a key is used and after one is not needed.
+#[derive(Debug, Clone)]
+struct Keys {
+    present: u8,
+    former: Option<u8>,
+    /// The first segment that the former key did not seal.
+    anew: u64,
+    live: Arc<DataKeys>,
+}
+
+fn data_key(byte: u8) -> DataKey {
+    DataKey::new(Zeroizing::new([byte; KEY_BYTES]))
+}
+
+impl Keys {
+    fn first() -> Self {
+        Self {
+            present: 1,
+            former: None,
+            anew: 0,
+            live: Arc::new(data_key(1).into()),
+        }
+    }
+
+    /// As a program that starts reads them.
+    fn read(&mut self) -> Sealing {
+        self.live = Arc::new(DataKeys::new(data_key(self.present), self.former.map(data_key)));
+        Sealing {
+            keys: self.live.clone(),
+            ..sealing()
+        }
+    }
+
+    fn renew(&mut self) {
+        if self.former.is_none() {
+            self.former = Some(self.present);
+            self.present += 1;
+            assert!(self.live.renew(data_key(self.present)));
+        }
+    }
 }
 
 impl Run {
     fn start(fs: SimFileSystem) -> Self {
+        let mut keys = Keys::first();
         Self {
-            store: try_open(&fs).ok(),
+            store: try_open(&fs, &mut keys).ok(),
+            keys,
             fs,
             model: Model::default(),
             possible: vec![Model::default()],
@@ -125,9 +175,27 @@ impl Run {
                 model.committed = Some(upto);
                 block_on(store.save_committed(Some(upto))).err().map(Err)
             }
+            Step::Rekey => {
+                self.keys.renew();
+                match store.begin_anew() {
+                    Ok(first) => {
+                        self.keys.anew = first;
+                        None
+                    }
+                    Err(error) => Some(Err(error)),
+                }
+            }
+            Step::Forget => match block_on(store.oldest()) {
+                Ok(oldest) if oldest >= self.keys.anew => {
+                    self.keys.former = None;
+                    self.keys.live.forget_former();
+                    Some(Ok(()))
+                }
+                done => Some(done.map(drop)),
+            },
             Step::Reopen => {
                 self.store = None;
-                self.store = try_open(&self.fs).ok();
+                self.store = try_open(&self.fs, &mut self.keys).ok();
                 if let Some(store) = &mut self.store {
                     let term = model.term;
                     *model = found(store);
@@ -154,7 +222,7 @@ impl Run {
     /// Loses power and looks at what is left.
     fn crash(&self, fs: &SimFileSystem, choose: &mut dyn FnMut(usize) -> usize) -> LogStore {
         fs.crash(choose);
-        let mut store = match try_open(fs) {
+        let mut store = match try_open(fs, &mut self.keys.clone()) {
             Ok(store) => store,
             Err(error) => panic!("a crash is no damage: {error}"),
         };
@@ -168,8 +236,8 @@ impl Run {
     }
 }
 
-fn try_open(fs: &SimFileSystem) -> Result<LogStore, OpenError> {
-    open_with(fs, sealing())
+fn try_open(fs: &SimFileSystem, keys: &mut Keys) -> Result<LogStore, OpenError> {
+    open_with(fs, keys.read())
 }
 
 fn found(store: &mut LogStore) -> Model {
@@ -221,13 +289,26 @@ const LIFE: [Step; 15] = [
     Step::Append { count: 1, bytes: 40 },
 ];
 
+/// The same, under three data keys.
+fn rekeyed() -> Vec<Step> {
+    let mut life = LIFE.to_vec();
+    for (after, step) in [(14, Step::Rekey), (13, Step::Forget), (5, Step::Rekey)] {
+        life.insert(after, step);
+    }
+    life
+}
+
 /// Runs the life on a disk that fails after so many changes; false once the life is over before that.
 fn live_until(changes: u64, fault: Fault) -> (Run, bool) {
+    live(&rekeyed(), changes, fault)
+}
+
+fn live(life: &[Step], changes: u64, fault: Fault) -> (Run, bool) {
     let fs = SimFileSystem::new();
     fs.create_directory(&folder()).expect("a folder");
     fs.set_fault_after(changes, fault);
     let mut run = Run::start(fs);
-    let cut = !LIFE.iter().all(|step| run.step(*step));
+    let cut = !life.iter().all(|step| run.step(*step));
     (run, cut)
 }
 
@@ -264,7 +345,7 @@ fn a_crash_while_a_store_opens_loses_nothing_either() {
         run.fs.crash(&mut choose);
         for _ in 0..3 {
             run.fs.set_fault_after(choose(12) as u64, Fault::WriteError);
-            if try_open(&run.fs).is_ok() {
+            if try_open(&run.fs, &mut run.keys).is_ok() {
                 opens += 1;
             }
             run.fs.crash(&mut choose);
@@ -285,7 +366,7 @@ fn what_a_killed_program_left_in_memory_survives_a_later_loss_of_power() {
         let (mut run, _) = live_until(changes, Fault::WriteError);
         run.store = None; // killed: the kernel keeps what was written
         run.fs.set_fault(Fault::None);
-        let Ok(mut store) = try_open(&run.fs) else {
+        let Ok(mut store) = try_open(&run.fs, &mut run.keys) else {
             panic!("a kill is no damage")
         };
         let before = found(&mut store);
@@ -320,7 +401,7 @@ fn a_full_or_broken_disk_stops_the_log_and_a_restart_has_all_that_was_acknowledg
                 assert!(block_on(store.save_committed(None)).is_err());
             }
             run.fs.set_fault(Fault::None);
-            let mut store = try_open(&run.fs).expect("nothing is damaged");
+            let mut store = try_open(&run.fs, &mut run.keys).expect("nothing is damaged");
             let found = found(&mut store);
             assert!(run.possible.contains(&found), "{found:?}");
         }
@@ -330,7 +411,7 @@ fn a_full_or_broken_disk_stops_the_log_and_a_restart_has_all_that_was_acknowledg
 
 /// Every file of the store that a whole life left, closed cleanly.
 fn lived() -> (SimFileSystem, Model) {
-    let (mut run, cut) = live_until(u64::MAX, Fault::WriteError);
+    let (mut run, cut) = live(&LIFE, u64::MAX, Fault::WriteError);
     assert!(!cut, "the life was lived to its end");
     run.store = None;
     let expected = run.possible.pop().expect("the last state");
@@ -353,7 +434,7 @@ fn a_flipped_bit_anywhere_is_noticed_or_harmless() {
             let copy = fs.fork();
             copy.flip_bit(&path, at as u64 * 8 + at as u64 % 8)
                 .expect("a bit");
-            match try_open(&copy) {
+            match open_with(&copy, sealing()) {
                 Err(OpenError::Io { source, .. }) => panic!("{name} at {at}: {source}"),
                 Err(_) => noticed += 1,
                 Ok(mut store) => {
@@ -396,7 +477,7 @@ fn damage_names_the_place_and_the_next_step() {
     for at in &starts {
         let copy = fs.fork();
         copy.flip_bit(&path, (at + 60) as u64 * 8).expect("a bit");
-        let text = try_open(&copy).expect_err("damage").to_string();
+        let text = open_with(&copy, sealing()).expect_err("damage").to_string();
         let place = format!("{} at byte {at}", path.display());
         assert!(
             text.contains(&place) && text.contains("remove this manager"),
@@ -410,7 +491,7 @@ fn damage_names_the_place_and_the_next_step() {
     for at in &starts {
         let copy = copy.fork();
         copy.flip_bit(&path, (at + 60) as u64 * 8).expect("a bit");
-        let opened = try_open(&copy);
+        let opened = open_with(&copy, sealing());
         assert_eq!(
             opened.is_ok(),
             *at == tail,
@@ -438,7 +519,7 @@ fn missing_files_are_noticed() {
         let copy = fs.fork();
         copy.unlink(&folder().join(name)).expect("a file");
         copy.sync_directory(&folder()).expect("a sync");
-        let refused = try_open(&copy);
+        let refused = open_with(&copy, sealing());
         assert!(
             matches!(refused, Err(OpenError::Damaged { .. })),
             "without {name}: {refused:?}"
@@ -453,6 +534,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (1..4_u64).prop_map(Step::Truncate),
         3 => (0..4_u64).prop_map(Step::Purge),
         2 => (0..3_u64).prop_map(Step::Commit),
+        1 => Just(Step::Rekey),
+        1 => Just(Step::Forget),
         1 => Just(Step::Reopen),
     ];
     proptest::collection::vec(step, 1..60)

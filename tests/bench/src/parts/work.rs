@@ -62,6 +62,7 @@ pub(super) async fn remove(control: &mut Control, service: &str) -> anyhow::Resu
         request_id: new_id()?,
         selector: service.to_owned(),
         force: false,
+        ..Default::default()
     };
     control.remove_service(request).await?;
     let request = ListTasksRequest {
