@@ -11,7 +11,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest, ListRequest, Node, NodeStatus, Role};
+use bulkhead_identity::local;
+use bulkhead_proto::wire::local_client::LocalClient;
+use bulkhead_proto::wire::{
+    ClusterStatus, GetClusterStatusRequest, GetLocalStatusRequest, ListRequest, Node, NodeStatus, Role,
+};
 use futures::future::try_join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -122,6 +126,18 @@ impl Machine {
             .spawn()
             .with_context(|| format!("could not start {}", self.name))?;
         self.child = Some(child);
+        Ok(())
+    }
+
+    /// Asks it to end, and waits until it did.
+    pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
+        send(self.pid()?, Signal::SIGTERM);
+        if let Some(mut child) = self.child.take() {
+            until(&format!("{} ends", self.name), WAIT, async || {
+                matches!(child.try_wait(), Ok(Some(_)))
+            })
+            .await?;
+        }
         Ok(())
     }
 
@@ -242,12 +258,7 @@ impl Lab {
             if machines.is_empty() {
                 continue;
             }
-            let uses = machines.len().to_string();
-            let ticket = self
-                .bulkhead(&[
-                    "cluster", "ticket", "create", "--role", role, "--uses", &uses, "-q",
-                ])
-                .await?;
+            let ticket = self.ticket(role, machines.len()).await?;
             let file = self.path().join(format!("{role}.ticket"));
             fs::write(&file, ticket)?;
             for machine in machines {
@@ -290,6 +301,15 @@ impl Lab {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// A ticket for so many nodes.
+    pub(crate) async fn ticket(&self, role: &str, uses: usize) -> anyhow::Result<String> {
+        let uses = uses.to_string();
+        let line = [
+            "cluster", "ticket", "create", "--role", role, "--uses", &uses, "-q",
+        ];
+        self.bulkhead(&line).await
     }
 
     /// The image of the probe, stored under this name.
@@ -355,15 +375,25 @@ impl Lab {
         bail!("no manager leads")
     }
 
-    /// Starts a node's program again and waits until the cluster is whole.
-    pub(crate) async fn revive(&mut self, role: Role, at: usize) -> anyhow::Result<()> {
+    /// Starts a node's program again and waits until the cluster is whole; how long the program itself took to be ready.
+    pub(crate) async fn revive(&mut self, role: Role, at: usize) -> anyhow::Result<Duration> {
         let place = self.place.clone();
         let machines = match role {
             Role::Manager => &mut self.managers,
             _ => &mut self.workers,
         };
+        let start = Instant::now();
         machines[at].start(&place)?;
-        self.ready().await
+        let machine = &machines[at];
+        until(&format!("{} is ready", machine.name), WAIT, async || {
+            let mut local = LocalClient::new(local::connect(&machine.socket()));
+            let asked = local.get_status(GetLocalStatusRequest {}).await;
+            asked.is_ok_and(|status| status.get_ref().ready)
+        })
+        .await?;
+        let took = start.elapsed();
+        self.ready().await?;
+        Ok(took)
     }
 
     /// Ends what runs, asked first, and what is left of it.

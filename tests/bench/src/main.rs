@@ -6,6 +6,7 @@
 
 mod client;
 mod etcd;
+mod fleet;
 mod floor;
 mod lab;
 mod load;

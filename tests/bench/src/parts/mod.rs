@@ -1,8 +1,11 @@
 //! The parts of the table. Each measures one thing on a cluster of its own or on the one that the parts before it left
 //! up, and answers with rows; one that fails becomes a row that says so, and the others go on.
 
+mod hand_over;
 mod idle;
 mod kill;
+mod remove;
+mod renew;
 mod rotate;
 mod tasks;
 mod tools;
@@ -32,8 +35,14 @@ pub(crate) enum Part {
     Worker,
     /// The leader is killed
     Kill,
+    /// The leader is asked to stop
+    HandOver,
+    /// A node is removed
+    Remove,
     /// The root rolls
     Rotate,
+    /// 1,000 workers renew, and the root rolls under them
+    Renew,
     /// Durable replicated writes, beside etcd
     Write,
     /// The log store alone
@@ -80,6 +89,9 @@ impl Bench {
             Part::Tasks => Box::pin(tasks::measure(self)).await,
             Part::Worker => Box::pin(worker::measure(self)).await,
             Part::Kill => Box::pin(kill::measure(self)).await,
+            Part::HandOver => Box::pin(hand_over::measure(self)).await,
+            Part::Remove => Box::pin(remove::measure(self)).await,
+            Part::Renew => Box::pin(renew::measure(self)).await,
             Part::Rotate => Box::pin(rotate::measure(self)).await,
             Part::Write => Box::pin(write::measure(self)).await,
             Part::Log => tools::log_store(self).await,

@@ -1,0 +1,205 @@
+//! Workers without tasks, many in this process: each has a key, a certificate and a session of its own, over its own
+//! mutual TLS, and follows roots and renewals as a worker does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bulkhead_identity::join::{self, Attempts, Enrolment};
+use bulkhead_identity::seam::SystemClock;
+use bulkhead_identity::tls::{self, Expect};
+use bulkhead_identity::{Bundle, Certificate, Credentials, Identity, Key};
+use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
+use bulkhead_proto::wire::session_down::Message as Down;
+use bulkhead_proto::wire::session_up::Message as Up;
+use bulkhead_proto::wire::{self, NodeDescription, RenewRequest};
+use bulkhead_proto::{Role, limits};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use crate::client::new_id;
+
+/// Joins under way at once.
+const JOINS: usize = 16;
+/// Steps of a join, and messages of a session, that may wait.
+const QUEUE: usize = 64;
+/// Between two tries of a session, as a worker waits.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// One simulated worker.
+#[derive(Debug)]
+pub(crate) struct Simulated {
+    pub(crate) name: String,
+    pub(crate) identity: Identity,
+    manager: String,
+    work: Option<JoinHandle<()>>,
+    stands: watch::Receiver<bool>,
+}
+
+impl Drop for Simulated {
+    fn drop(&mut self) {
+        if let Some(work) = &self.work {
+            work.abort();
+        }
+    }
+}
+
+/// Joins so many workers with a ticket for as many, each at one of the managers in turn.
+pub(crate) async fn join_all(
+    ticket: &str,
+    managers: &[String],
+    names: &str,
+    count: usize,
+) -> anyhow::Result<Vec<Simulated>> {
+    let one = |number: usize| {
+        let manager = managers[number % managers.len()].clone();
+        let name = format!("{names}-{number}");
+        async move { Simulated::join(ticket, manager, name).await }
+    };
+    stream::iter((0..count).map(one))
+        .buffered(JOINS)
+        .try_collect()
+        .await
+}
+
+impl Simulated {
+    async fn join(ticket: &str, manager: String, name: String) -> anyhow::Result<Self> {
+        let enrolment = Enrolment {
+            ticket: ticket.parse().context("a ticket")?,
+            addresses: vec![manager.clone()],
+            role: Role::Worker,
+            description: NodeDescription {
+                hostname: name.clone(),
+                ..Default::default()
+            },
+            advertise: String::new(),
+            name,
+        };
+        let (steps, mut said) = mpsc::channel(QUEUE);
+        let (attempts, clock) = (Attempts::default(), SystemClock::start());
+        let joined = Box::pin(join::enrol(enrolment, &attempts, &clock, steps));
+        let told = async { while said.recv().await.is_some() {} };
+        let (joined, ()) = tokio::join!(joined, told);
+        let joined = joined.context("a simulated worker did not join")?;
+        let identity = Identity::new(Arc::new(joined.credentials))?;
+        let (stands, seen) = watch::channel(false);
+        let work = tokio::spawn(attend(identity.clone(), manager.clone(), stands));
+        Ok(Self {
+            name: joined.name,
+            identity,
+            manager,
+            work: Some(work),
+            stands: seen,
+        })
+    }
+
+    /// Waits until its session stands, or stands no more.
+    pub(crate) async fn until(&mut self, stands: bool) -> anyhow::Result<()> {
+        self.stands.wait_for(|now| *now == stands).await?;
+        Ok(())
+    }
+
+    /// It falls silent, as a machine that lost its power.
+    pub(crate) fn die(&mut self) {
+        if let Some(work) = self.work.take() {
+            work.abort();
+        }
+    }
+
+    /// A way to ask a manager something as this worker.
+    pub(crate) fn dispatcher(&self, manager: &str) -> anyhow::Result<DispatcherClient<Channel>> {
+        let channel = tls::channel(&self.identity, manager, Expect::AnyManager)?;
+        Ok(DispatcherClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES))
+    }
+
+    /// Which manager it has its session with.
+    pub(crate) fn manager(&self) -> &str {
+        &self.manager
+    }
+}
+
+/// Sessions, one after the other.
+async fn attend(identity: Identity, manager: String, stands: watch::Sender<bool>) {
+    loop {
+        // Whatever ended it, the next one begins with what is true then.
+        let _ended = session(&identity, &manager, &stands).await;
+        stands.send_replace(false);
+        sleep(AGAIN).await;
+    }
+}
+
+/// One session, until the manager ends it or the worker has new credentials.
+async fn session(identity: &Identity, manager: &str, stands: &watch::Sender<bool>) -> anyhow::Result<()> {
+    let channel = tls::channel(identity, manager, Expect::AnyManager)?;
+    let mut client = DispatcherClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
+    let (up, messages) = mpsc::channel(QUEUE);
+    let hello = wire::SessionHello {
+        trusts: identity.current().bundle.key_ids(),
+        ..Default::default()
+    };
+    up.send(message(Up::Hello(hello))).await?;
+    let mut down = client.session(ReceiverStream::new(messages)).await?.into_inner();
+    let mut pulse = interval(limits::WORKER_HEARTBEAT);
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            heard = down.message() => match heard?.context("the stream ended")?.message {
+                Some(Down::Welcome(_)) => drop(stands.send_replace(true)),
+                Some(Down::Managers(told)) if follow(identity, &told, &mut client).await? => return Ok(()),
+                _ => {}
+            },
+            _ = pulse.tick() => up.send(message(Up::Alive(wire::SignOfLife { now: 0 }))).await?,
+        }
+    }
+}
+
+fn message(message: Up) -> wire::SessionUp {
+    wire::SessionUp {
+        message: Some(message),
+    }
+}
+
+/// Trusts and uses what the manager says; whether that changed, which asks for a new session.
+async fn follow(
+    identity: &Identity,
+    told: &wire::Managers,
+    client: &mut DispatcherClient<Channel>,
+) -> anyhow::Result<bool> {
+    let current = identity.current();
+    if current.bundle.ders() != told.roots {
+        let bundle = Bundle::from_ders(told.roots.clone())?;
+        identity.replace(Arc::new(current.with_bundle(bundle)?))?;
+        return Ok(true);
+    }
+    let used = current.bundle.issuer_of(&current.certificate);
+    if used.is_some_and(|root| root.key_id().to_wire() == told.issuer) {
+        return Ok(false);
+    }
+    renew(identity, client).await?;
+    Ok(true)
+}
+
+/// A new key and certificate.
+pub(crate) async fn renew(identity: &Identity, client: &mut DispatcherClient<Channel>) -> anyhow::Result<()> {
+    let key = Key::generate()?;
+    let request = RenewRequest {
+        csr: key.csr()?,
+        request_id: new_id()?,
+    };
+    let answer = client.renew(request).await?.into_inner();
+    let credentials = Credentials {
+        key,
+        certificate: Certificate::from_der(&answer.certificate)?,
+        chain: answer.chain,
+        bundle: Bundle::from_ders(answer.roots)?,
+    };
+    if credentials.certificate.subject() != identity.subject() {
+        bail!("a certificate of another node");
+    }
+    Ok(identity.replace(Arc::new(credentials))?)
+}
