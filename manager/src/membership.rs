@@ -47,7 +47,7 @@ pub enum Step {
 }
 
 /// Decides what the leader does next; nothing when Raft is as it is wanted.
-pub fn plan(state: &State, raft: &RaftMembers) -> Option<Step> {
+pub fn plan(state: &State, raft: &RaftMembers, now_ms: i64) -> Option<Step> {
     let cluster = view::cluster(state)?;
     let wanted: BTreeSet<u64> = cluster.desired_voters.iter().copied().collect();
     let managers = managers(state);
@@ -78,7 +78,7 @@ pub fn plan(state: &State, raft: &RaftMembers) -> Option<Step> {
         .iter()
         .find(|(member, node)| leaves(node) && !wanted.contains(member) && !raft.voters.contains(member));
     if let Some((_, node)) = gone {
-        return Some(forget(node));
+        return Some(forget(node, now_ms));
     }
     // Learners on their way in have a record; a member without one has left.
     let strangers: BTreeSet<u64> = raft
@@ -150,11 +150,12 @@ fn leaves(node: &Node) -> bool {
 }
 
 /// The record of a manager that no longer votes goes, and its keys are never served again.
-fn forget(node: &Node) -> Step {
+fn forget(node: &Node, now_ms: i64) -> Step {
     let object = reference(Kind::Node, &node.id);
     let tombstones = node.keys.iter().map(|key| wire::Tombstone {
         key_id: key.key_id.clone(),
         node_id: node.id.clone(),
+        removed_at: now_ms,
         ..Default::default()
     });
     let changes = tombstones
@@ -217,6 +218,9 @@ mod tests {
 
     use super::*;
 
+    const NOW: i64 = 1_000;
+    const DAY: i64 = 86_400_000;
+
     fn manager(member: u64, opened: u32) -> wire::Change {
         let node = Node {
             id: vec![u8::try_from(member).expect("small"); 16],
@@ -262,9 +266,14 @@ mod tests {
         apply(state, vec![create(object::Object::Cluster(cluster))])
     }
 
-    fn apply(mut state: State, changes: Vec<wire::Change>) -> State {
+    fn apply(state: State, changes: Vec<wire::Change>) -> State {
+        apply_at(state, changes, NOW)
+    }
+
+    fn apply_at(mut state: State, changes: Vec<wire::Change>, at: i64) -> State {
         let transaction = wire::Transaction {
             level: 1,
+            at,
             request_id: vec![u8::try_from(state.index()).expect("small") + 1; 16],
             changes,
             ..Default::default()
@@ -288,7 +297,7 @@ mod tests {
     /// Applies what the plan wants until it asks for a reconciliation or nothing.
     fn settle(mut state: State, raft: &RaftMembers) -> (State, Option<Step>) {
         for _ in 0..4 {
-            match plan(&state, raft) {
+            match plan(&state, raft, NOW) {
                 Some(Step::Want { changes, .. }) => state = apply(state, changes),
                 other => return (state, other),
             }
@@ -359,6 +368,28 @@ mod tests {
         let (left, step) = settle(left, &raft(&[&[1, 2]], &[1, 2, 3]));
         assert_eq!(step, reconcile(&[1, 2], &[3]));
         assert!(!managers(&left).contains_key(&3));
+    }
+
+    #[test]
+    fn the_keys_of_who_left_stay_dead_when_others_leave() {
+        let key = |byte: u8| wire::NodeKey {
+            key_id: vec![byte; 32],
+            ..Default::default()
+        };
+        let node = |byte: u8| Node {
+            id: vec![byte; 16],
+            keys: vec![key(byte)],
+            ..Default::default()
+        };
+        let mut state = apply_at(state(&[1], &[(1, 1)]), Vec::new(), DAY * 20_000);
+        for gone in [2, 3] {
+            let Step::Want { changes, .. } = forget(&node(gone), DAY * 20_000) else {
+                panic!("a change");
+            };
+            state = apply_at(state, changes, DAY * 20_000);
+        }
+        let cluster = view::cluster(&state).expect("there");
+        assert_eq!(cluster.tombstones.len(), 2, "the second removal forgot the first");
     }
 
     #[test]

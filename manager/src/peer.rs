@@ -10,11 +10,11 @@ use std::time::Duration;
 use bulkhead_identity::seam::Clock;
 use bulkhead_proto::wire::peer_server::{Peer, PeerServer};
 use bulkhead_proto::wire::{
-    BlobChunk, Change, FetchBlobRequest, ForwardRequest, ForwardResponse, HasBlobRequest, HasBlobResponse,
-    JoinRaftRequest, JoinRaftResponse, Kind, LeaveRaftRequest, LeaveRaftResponse, LivenessReport,
-    LivenessReportResponse, LogUp, Node, OfferBlobRequest, OfferBlobResponse, Precondition, ReadIndexRequest,
-    ReadIndexResponse, RegisterEnvelopeKeyRequest, RegisterEnvelopeKeyResponse, RejectionCode,
-    RelayLogsRequest, Transaction, VersionIs, change::Change as Step, object::Object as Any,
+    Availability, BlobChunk, Change, FetchBlobRequest, ForwardRequest, ForwardResponse, HasBlobRequest,
+    HasBlobResponse, JoinRaftRequest, JoinRaftResponse, Kind, LeaveRaftRequest, LeaveRaftResponse,
+    LivenessReport, LivenessReportResponse, LogUp, Node, OfferBlobRequest, OfferBlobResponse, Precondition,
+    ReadIndexRequest, ReadIndexResponse, RegisterEnvelopeKeyRequest, RegisterEnvelopeKeyResponse,
+    RejectionCode, RelayLogsRequest, Transaction, VersionIs, change::Change as Step, object::Object as Any,
     precondition::Precondition as Condition,
 };
 use bulkhead_proto::{Code, NodeId, TaskId, limits};
@@ -299,6 +299,14 @@ fn enveloped(state: &State, ring: &KeyRing, node: NodeId, public: &[u8]) -> Resu
     let (Some(record), Some(cluster)) = (view::node(state, node), view::cluster(state)) else {
         return Err(crate::authz::stale());
     };
+    if record.availability() == Availability::Drain {
+        return Err(refuse(
+            Code::Denied,
+            tonic::Code::PermissionDenied,
+            "this manager is leaving the quorum: nothing is enveloped to it any more",
+            "wait until it has left",
+        ));
+    }
     let has =
         |it: &bulkhead_proto::wire::KeyRingEpoch| it.envelopes.iter().any(|it| it.node_id == node.as_bytes());
     match record.envelope_key.as_slice() {

@@ -213,7 +213,7 @@ impl Manager {
             entropy,
         });
         let peer = PeerService::new(peer::Parts {
-            gate: Gate::new(replica.clone(), proposer.clone()),
+            gate: Gate::new(replica.clone(), proposer.clone(), clock.clone()),
             replica: replica.clone(),
             proposer: proposer.clone(),
             ring: ring.clone(),

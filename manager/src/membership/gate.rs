@@ -1,7 +1,9 @@
 //! Carries out what [`plan`] decides: the leader's loop, and what it answers to managers that come and go.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_identity::seam::Clock;
 use bulkhead_proto::wire::{self, JoinRaftRequest, JoinRaftResponse, LeaveRaftResponse, Node};
 use bulkhead_proto::{Code, NodeId};
 use bulkhead_raft::{Member, MembershipError, Reconciled, Replica};
@@ -24,12 +26,17 @@ const ADDRESS_CHARS: usize = 255 + 6;
 pub struct Gate {
     replica: Replica,
     proposer: Proposer,
+    clock: Arc<dyn Clock>,
 }
 
 impl Gate {
     /// The gate of this manager's replica.
-    pub fn new(replica: Replica, proposer: Proposer) -> Self {
-        Gate { replica, proposer }
+    pub fn new(replica: Replica, proposer: Proposer, clock: Arc<dyn Clock>) -> Self {
+        Gate {
+            replica,
+            proposer,
+            clock,
+        }
     }
 
     /// Makes the calling manager a learner and waits, at most 10 s, until it caught up. It is asked again and again by
@@ -154,7 +161,8 @@ impl Gate {
                 all: members.voters.union(&members.learners).copied().collect(),
                 voters: members.voters,
             };
-            if let Some(step) = plan(&self.replica.state(), &raft)
+            let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
+            if let Some(step) = plan(&self.replica.state(), &raft, now)
                 && let Err(error) = self.carry_out(term, step).await
             {
                 tracing::debug!(%error, "the managers' membership is looked at again");

@@ -99,6 +99,27 @@ async fn a_joining_manager_gets_the_key_ring_for_its_own_key_and_no_other() {
         (tonic::Code::PermissionDenied, Some(Code::Denied.as_str()))
     );
 
+    // On its way out it gets nothing any more, whatever it was about when it was told to go.
+    let record = view::node(&manager.replica.state(), node)
+        .expect("admitted")
+        .clone();
+    let leaving = Node {
+        availability: Availability::Drain.into(),
+        envelope_key: Vec::new(),
+        ..record
+    };
+    let change = Change {
+        change: Some(Step::Replace(view::object(Any::Node(leaving)))),
+    };
+    let id = bulkhead_proto::RequestId::from_bytes([4; 16]);
+    let done = manager.proposer.client("test", id, Vec::new(), vec![change]);
+    assert_eq!(done.await.expect("it leads").rejection, None);
+    let refused = client.register_envelope_key(register(&public, 5)).await;
+    assert_eq!(
+        refused.expect_err("it leaves").code(),
+        tonic::Code::PermissionDenied
+    );
+
     // A plan of its own controllers is no client's transaction.
     let forged = ForwardRequest {
         transaction: transaction(|it| it.term = 1).into(),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bulkhead_identity::tls::{self, Expect};
 use bulkhead_proto::wire::{
-    self, JoinRaftRequest, Kind, ObjectRef, Precondition, RegisterEnvelopeKeyRequest, VersionIs, change,
-    object, peer_client::PeerClient, precondition,
+    self, Availability, JoinRaftRequest, Kind, ObjectRef, Precondition, RegisterEnvelopeKeyRequest,
+    VersionIs, change, object, peer_client::PeerClient, precondition,
 };
 use bulkhead_proto::{NodeId, RequestId};
 use tokio::time::{sleep, timeout};
@@ -67,6 +67,10 @@ fn next(member: &Member) -> Step {
     let (Some(cluster), Some(node)) = (view::cluster(&state), view::node(&state, member.node())) else {
         return if known { Step::Wait } else { Step::Ask };
     };
+    // On its way out it asks for nothing, whatever it was about when it was told to go.
+    if node.availability() == Availability::Drain {
+        return Step::Wait;
+    }
     if !known || node.envelope_key != member.key_ring.public() {
         return Step::Ask;
     }

@@ -240,7 +240,7 @@ impl Member {
         let key_ring = KeyRing::new(subject.node, envelope_key, entropy.clone());
         let registry = open_images(&machine.images(), &peers)?;
         let signs = Signs::default();
-        let gate = Gate::new(replica.clone(), proposer.clone());
+        let gate = Gate::new(replica.clone(), proposer.clone(), clock.clone());
         let sessions = Sessions::default();
         let listing = Listing::new(replica.clone());
         let authz = AuthzLayer::new(
