@@ -114,6 +114,7 @@ pub(crate) async fn enrol(
         addresses: addresses.clone(),
         role: Role::Operator,
         description: Default::default(),
+        listen: String::new(),
         advertise: String::new(),
         name,
     };

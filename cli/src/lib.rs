@@ -6,6 +6,7 @@
 pub mod command;
 pub mod environment;
 pub mod image;
+pub mod scrub;
 
 mod app;
 mod cluster;

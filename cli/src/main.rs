@@ -12,6 +12,10 @@ static ALLOCATOR: zeroizing_alloc::ZeroAlloc<std::alloc::System> =
     zeroizing_alloc::ZeroAlloc(std::alloc::System);
 
 fn main() -> ExitCode {
+    if let Err(error) = bulkhead_cli::scrub::ticket(std::env::args_os()) {
+        eprintln!("bulkhead: cannot start anew without the ticket on its line: {error}; use --ticket-file");
+        return ExitCode::FAILURE;
+    }
     let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
     match run(
         CommandLine::parse(),

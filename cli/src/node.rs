@@ -3,7 +3,7 @@
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     Availability, ClusterStatus, GetExposureRequest, Label, ListRequest, ListTasksRequest, Node, NodeStatus,
-    RemoveRequest, Role, TaskState, UpdateNodeRequest,
+    RemoveRequest, Role, TaskState, UpdateNodeRequest, WaitingNode,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::app::App;
 use crate::connection::{Connection, pages};
 use crate::field;
-use crate::output::{Filters, Listing, Row, text};
+use crate::output::{Filters, Format, Listing, Row, text};
 use crate::refusal::{Code, Exit, Refusal};
 use crate::secret;
 use crate::wait::{self, Patience};
@@ -57,6 +57,18 @@ pub(crate) enum NodeVerb {
         /// Even a manager of the quorum that is lost for good
         #[arg(long)]
         force: bool,
+    },
+    /// Lets in who waits with a ticket that asks for approval
+    Approve {
+        /// Names, or starts of ids or of keys, that 'node ls' shows as waiting
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Turns away who waits with a ticket that asks for approval
+    Reject {
+        /// Names, or starts of ids or of keys, that 'node ls' shows as waiting
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
     },
     /// Removes nodes from the cluster for ever
     #[command(visible_alias = "remove")]
@@ -155,6 +167,26 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
                 quarantine(app, selector, force).await?;
             }
         }
+        NodeVerb::Approve { nodes } => {
+            let mut connection = app.connect()?;
+            for selector in nodes {
+                let (place, request) = judged(selector);
+                let answer = connection
+                    .change(&place, async |mut c| c.approve_node(request.clone()).await)
+                    .await?;
+                app.print(&format!("{}\n", text::id(&answer.id)))?;
+            }
+        }
+        NodeVerb::Reject { nodes } => {
+            let mut connection = app.connect()?;
+            for selector in nodes {
+                let (place, request) = judged(selector);
+                let answer = connection
+                    .change(&place, async |mut c| c.reject_node(request.clone()).await)
+                    .await?;
+                app.print(&format!("{}\n", text::id(&answer.id)))?;
+            }
+        }
         NodeVerb::Rm { which, force, clean } => {
             app.confirm(&format!("Remove {} for ever?", which.nodes.join(", ")))?;
             let mut connection = app.connect()?;
@@ -216,6 +248,16 @@ async fn exposed_by_manager(connection: &mut Connection, app: &mut App<'_>) -> R
         ));
     }
     Ok(())
+}
+
+fn judged(selector: String) -> (String, RemoveRequest) {
+    let place = format!("node {selector}");
+    let request = RemoveRequest {
+        request_id: text::new_id().to_vec(),
+        selector,
+        force: false,
+    };
+    (place, request)
 }
 
 /// Cuts one node off, and says which secrets are no secrets any more.
@@ -311,9 +353,9 @@ async fn drained(app: &mut App<'_>, nodes: &[String], patience: Patience) -> Res
 async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
     let mut connection = app.connect()?;
     let status = connection.status().await?;
-    let nodes = pages!(connection, "nodes", list_nodes, ListRequest::default(), nodes);
+    let (nodes, waiting) = all(&mut connection).await?;
     let now = text::now_ms();
-    let rows = nodes
+    let mut rows: Vec<Row> = nodes
         .iter()
         .map(|node| {
             let json = json(node, &status);
@@ -340,6 +382,7 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
             }
         })
         .collect();
+    rows.extend(waiting.iter().map(|it| waiting_row(app, it, now)));
     let listing = Listing {
         headers: &[
             "ID",
@@ -356,7 +399,80 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
         keys: &["id", "name", "role", "state", "availability", "leader", "address"],
         rows,
     };
-    app.list(listing, filters)
+    app.list(listing, filters)?;
+    if !app.global.quiet && app.global.format.is_none_or(|it| it == Format::Table) {
+        for it in &waiting {
+            let who = it.who.clone().unwrap_or_default();
+            app.say(&format!(
+                "{} waits for 'bulkhead node approve {}' or 'node reject {}': from {}, key {}",
+                who.name,
+                who.name,
+                who.name,
+                or_unknown(&who.seen),
+                hex(&who.key_id)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Who waits for approval, as a node that is not one yet.
+fn waiting_row(app: &App<'_>, it: &WaitingNode, now: i64) -> Row {
+    let who = it.who.clone().unwrap_or_default();
+    let id = text::id(&who.node_id);
+    let json = json!({
+        "id": id,
+        "name": who.name,
+        "role": text::role(it.role()),
+        "state": "waiting",
+        "address": who.seen,
+        "advertised": who.address,
+        "key_id": hex(&who.key_id),
+        "ticket": text::id(&it.ticket_id),
+        "since": text::time(who.since),
+        "until": text::time(it.until),
+    });
+    let about = who.description.unwrap_or_default();
+    Row {
+        cells: vec![
+            app.id_cell(&id),
+            who.name,
+            text::role(it.role()).into(),
+            "waiting".into(),
+            "-".into(),
+            who.seen,
+            String::new(),
+            "-".into(),
+            text::distance(it.until, now),
+            about.program_version,
+        ],
+        json,
+        id,
+    }
+}
+
+fn or_unknown(address: &str) -> &str {
+    match address {
+        "" => "an unknown address",
+        address => address,
+    }
+}
+
+/// All nodes, and who waits to become one.
+async fn all(connection: &mut Connection) -> Result<(Vec<Node>, Vec<WaitingNode>), Refusal> {
+    let (mut nodes, mut waiting) = (Vec::new(), Vec::new());
+    let mut request = ListRequest::default();
+    loop {
+        let page = connection
+            .ask("nodes", async |mut c| c.list_nodes(request.clone()).await)
+            .await?;
+        nodes.extend(page.nodes);
+        waiting.extend(page.waiting);
+        if page.next.is_empty() {
+            return Ok((nodes, waiting));
+        }
+        request.after = page.next;
+    }
 }
 
 /// The one node that a selector names.

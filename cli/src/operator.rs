@@ -36,7 +36,7 @@ pub(crate) enum OperatorVerb {
     },
     /// Becomes an operator with a ticket, and makes a context of it
     Join {
-        /// The file with the ticket; '-' reads it from stdin
+        /// The file with the ticket; '-' reads it from stdin. (--ticket TICKET works, with a warning: others can read it there)
         #[arg(long, value_name = "FILE")]
         ticket_file: PathBuf,
         /// Managers of the cluster, HOST:PORT

@@ -63,6 +63,14 @@ pub enum DialError {
         /// What was dialled.
         address: String,
     },
+    /// The root that the ticket names was the cluster's, until it was rotated away.
+    #[error(
+        "the ticket is older than the cluster's root: it names one that was rotated away (so says the manager at {address})"
+    )]
+    FormerRoot {
+        /// What was dialled.
+        address: String,
+    },
     /// What answered does not speak our protocol.
     #[error("what answers at {address} is no manager")]
     Protocol {
@@ -84,6 +92,7 @@ impl DialError {
             Self::WrongRoot { .. } => {
                 "it is of another cluster, or an impostor: check the address; after a root rotation get a new ticket"
             }
+            Self::FormerRoot { .. } => "make a new ticket: bulkhead cluster ticket create",
             Self::Protocol { .. } => "check the address and its port: it must be a manager's",
         }
     }

@@ -3,8 +3,12 @@
 //! The order keeps the ticket's secret safe: it is said only over a connection that chains to the root that the ticket
 //! names. Several addresses are tried in turn with one key and one request id, so that an answer that was lost on the
 //! way is asked for again and does not use the ticket twice; so does the next call with the same [`Attempts`].
+//!
+//! With a ticket that asks for approval the joiner waits and asks again until an operator has judged it. What it needs
+//! for that is on disk ([`Attempts::kept`]), so that a program that ends in between goes on waiting as the same node.
 
-use std::sync::{Mutex, PoisonError};
+mod attempts;
+
 use std::time::Duration;
 
 use bulkhead_proto::code::{CODE_KEY, Code, HINT_KEY};
@@ -13,23 +17,26 @@ use bulkhead_proto::wire::{self, enrolment_client::EnrolmentClient};
 use bulkhead_proto::wire::{
     EnrolRequest, EnrolResponse, JoinProgress, ManagerAddress, NodeDescription, StepState,
 };
-use bulkhead_proto::{ClusterId, MemberId, RequestId, Role};
+use bulkhead_proto::{ClusterId, KeyId, MemberId, RequestId, Role};
 use rustls_pki_types::{CertificateDer, UnixTime};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tonic::Status;
 use x509_parser::time::ASN1Time;
 
 use crate::dial::{self, DialError};
-use crate::seam::{Clock, Entropy as _, SystemEntropy};
+use crate::seam::Clock;
 use crate::ticket::Ticket;
 use crate::{Bundle, Certificate, Credentials, Key, UnlockKey, tls};
+
+pub use self::attempts::Attempts;
 
 /// Addresses that one join tries.
 pub const ADDRESSES: usize = 16;
 /// The ticket's use is committed by a majority before the answer comes; an election may lie between.
 const ENROL: Duration = Duration::from_secs(15);
+/// Between two questions whether an operator has judged us.
+const APPROVAL_POLL: Duration = Duration::from_secs(1);
 /// An answer with a certificate, roots and the managers.
 const ANSWER_BYTES: usize = 64 << 10;
 /// Characters of a manager's own words that are passed on.
@@ -46,6 +53,8 @@ pub struct Enrolment {
     pub role: Role,
     /// What the node says of itself.
     pub description: NodeDescription,
+    /// Managers: where it will listen, `IP:PORT`; nobody else is told.
+    pub listen: String,
     /// Managers: where others reach it, `host:port`. Empty for others.
     pub advertise: String,
     /// The wished name; empty for one of the cluster's choosing.
@@ -111,6 +120,9 @@ pub enum JoinError {
         /// What came instead.
         message: String,
     },
+    /// Nobody approved.
+    #[error("no operator approved this node before its ticket ended")]
+    Lapsed,
     /// The ticket is for another role.
     #[error("the ticket makes a {got}, and this program is a {wanted}")]
     Role {
@@ -134,6 +146,8 @@ impl JoinError {
     pub fn code(&self) -> Code {
         match self {
             Self::Dial(DialError::WrongRoot { .. }) => Code::RootMismatch,
+            Self::Dial(DialError::FormerRoot { .. }) => Code::TicketOld,
+            Self::Lapsed => Code::TicketExpired,
             Self::Dial(DialError::Name { .. } | DialError::Tcp { .. }) | Self::Unanswered { .. } => {
                 Code::Unreachable
             }
@@ -167,6 +181,9 @@ impl JoinError {
                  all the same, which used the ticket once: as long as this program runs, it is the same node when it \
                  asks again"
             }
+            Self::Lapsed => {
+                "make a new ticket, with a longer --ttl: bulkhead cluster ticket create --approve"
+            }
             Self::Role { .. } => {
                 "make a ticket of this program's role: bulkhead cluster ticket create --role ROLE"
             }
@@ -183,69 +200,7 @@ impl JoinError {
     }
 }
 
-/// The key and the request id of the last join, for the next one that asks for the same.
-///
-/// A program holds it for its life. It is not on disk: a program that ended in between counts as another node.
-#[derive(Debug, Default)]
-pub struct Attempts(Mutex<Option<Attempt>>);
-
-#[derive(Debug)]
-struct Attempt {
-    /// The digest of what was asked for.
-    wish: [u8; 32],
-    key: Key,
-    request_id: RequestId,
-}
-
-impl Attempts {
-    /// The key and request id for this wish: those of the last call where it was the same, else new ones.
-    fn of(&self, request: &Enrolment) -> Result<(Key, RequestId), JoinError> {
-        let wish = request.wish();
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let attempt = match last.take().filter(|attempt| attempt.wish == wish) {
-            Some(attempt) => attempt,
-            None => Attempt::new(wish)?,
-        };
-        let key = Key::from_pkcs8(attempt.key.pkcs8()).map_err(|_| JoinError::Entropy)?;
-        Ok((key, last.insert(attempt).request_id))
-    }
-
-    /// The node is in, or its key was refused for good: whoever joins next is another one.
-    fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    }
-}
-
-impl Attempt {
-    fn new(wish: [u8; 32]) -> Result<Self, JoinError> {
-        let key = Key::generate().map_err(|_| JoinError::Entropy)?;
-        let mut request_id = [0; 16];
-        SystemEntropy
-            .fill(&mut request_id)
-            .map_err(|_| JoinError::Entropy)?;
-        let request_id = RequestId::from_bytes(request_id);
-        Ok(Self {
-            wish,
-            key,
-            request_id,
-        })
-    }
-}
-
-impl Enrolment {
-    /// The digest of all that the node's record is made from.
-    fn wish(&self) -> [u8; 32] {
-        let mut digest = Sha256::new();
-        let (ticket, role) = (self.ticket.to_text(), self.role.to_string());
-        for part in [ticket.as_str(), &role, &self.advertise, &self.name] {
-            digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-            digest.update(part);
-        }
-        digest.finalize().into()
-    }
-}
-
-/// Joins, and reports each step as it starts and ends. Nothing is kept on disk.
+/// Joins, and reports each step as it starts and ends. On disk is nothing but what a wait for approval needs.
 ///
 /// # Errors
 /// [`JoinError`] of the last address that was tried.
@@ -265,28 +220,38 @@ pub async fn enrol(
         request: &request,
         clock,
     };
-    let steps = Steps(steps);
-    let mut last = JoinError::Addresses;
-    for address in &request.addresses {
-        match joiner.enrol_at(address, &steps).await {
-            Ok((answer, bundle)) => {
-                let accepted = joiner.accept(address, answer, bundle, &steps).await;
-                if accepted.is_ok() {
-                    attempts.forget();
-                }
-                return accepted;
+    let steps = Steps(Some(steps));
+    let asked = joiner.ask_all(&steps).await;
+    let answered = match asked {
+        Ok(answered) if answered.answer.waits_until != 0 => {
+            attempts.keep(&request);
+            Box::pin(joiner.until_judged(answered, &steps)).await
+        }
+        asked => asked,
+    };
+    match answered {
+        Ok(answered) => {
+            let accepted = joiner.accept(answered, &steps).await;
+            if accepted.is_ok() {
+                attempts.forget();
             }
-            Err(error) if error.is_worth_another() => last = error,
-            Err(error) => {
-                // Had an earlier try been admitted, this one would be, too: the key is of no use, as one that was removed.
-                if error.code() != Code::Busy {
-                    attempts.forget();
-                }
-                return Err(error);
+            accepted
+        }
+        Err(error) => {
+            // Had an earlier try been admitted, this one would be, too: the key is of no use, as one that was removed.
+            if !error.is_worth_another() && error.code() != Code::Busy {
+                attempts.forget();
             }
+            Err(error)
         }
     }
-    Err(last)
+}
+
+/// What a manager said, and the roots that it was verified under.
+struct Answered {
+    address: String,
+    answer: EnrolResponse,
+    bundle: Bundle,
 }
 
 struct Joiner<'a> {
@@ -297,7 +262,57 @@ struct Joiner<'a> {
 }
 
 impl Joiner<'_> {
-    async fn enrol_at(&self, address: &str, steps: &Steps) -> Result<(EnrolResponse, Bundle), JoinError> {
+    /// The answer of the first manager that gives one.
+    async fn ask_all(&self, steps: &Steps) -> Result<Answered, JoinError> {
+        let mut last = JoinError::Addresses;
+        for address in &self.request.addresses {
+            match self.enrol_at(address, steps).await {
+                Err(error) if error.is_worth_another() => last = error,
+                answered => return answered,
+            }
+        }
+        Err(last)
+    }
+
+    /// Asks again until an operator has said yes or no, or the ticket ended. Managers that cannot answer now are waited
+    /// for: who waits is committed.
+    async fn until_judged(&self, first: Answered, steps: &Steps) -> Result<Answered, JoinError> {
+        const STEP: &str = "approval";
+        let until = first.answer.waits_until;
+        steps
+            .report(
+                STEP,
+                StepState::Waiting,
+                to_approve(&first.answer, self.key.key_id()),
+                None,
+            )
+            .await;
+        let silent = Steps(None);
+        loop {
+            tokio::time::sleep(APPROVAL_POLL).await;
+            let judged = match Box::pin(self.ask_all(&silent)).await {
+                Ok(answered) if answered.answer.waits_until != 0 => continue,
+                Err(error) if error.is_worth_another() || error.code() == Code::Busy => {
+                    match self.now_ms() > until {
+                        true => Err(JoinError::Lapsed),
+                        false => continue,
+                    }
+                }
+                judged => judged,
+            };
+            match &judged {
+                Ok(_) => steps.report(STEP, StepState::Done, String::new(), None).await,
+                Err(error) => {
+                    steps
+                        .report(STEP, StepState::Failed, chain(error), Some(error))
+                        .await
+                }
+            }
+            return judged;
+        }
+    }
+
+    async fn enrol_at(&self, address: &str, steps: &Steps) -> Result<Answered, JoinError> {
         let found = steps
             .run("name", address, async { Ok(dial::resolve(address).await?) })
             .await?;
@@ -322,7 +337,11 @@ impl Joiner<'_> {
                 Box::pin(self.say_secret(address, &bundle, cluster)),
             )
             .await?;
-        Ok((answer, bundle))
+        Ok(Answered {
+            address: address.to_owned(),
+            answer,
+            bundle,
+        })
     }
 
     /// The one place where the secret leaves, over a connection that chains to the ticket's root.
@@ -361,17 +380,16 @@ impl Joiner<'_> {
         }
     }
 
-    async fn accept(
-        &self,
-        address: &str,
-        answer: EnrolResponse,
-        pinned: Bundle,
-        steps: &Steps,
-    ) -> Result<Enrolled, JoinError> {
+    async fn accept(&self, answered: Answered, steps: &Steps) -> Result<Enrolled, JoinError> {
+        let Answered {
+            address,
+            answer,
+            bundle: pinned,
+        } = answered;
         let now = UnixTime::since_unix_epoch(Duration::from_millis(self.clock.wall_millis()));
         steps
-            .run("certificate", address, async {
-                check(&self.key, self.request.role, &answer, &pinned, now, address)
+            .run("certificate", &address, async {
+                check(&self.key, self.request.role, &answer, &pinned, now, &address)
             })
             .await
             .and_then(|(certificate, bundle)| {
@@ -434,18 +452,28 @@ fn check(
     Ok((certificate, bundle))
 }
 
+/// What an operator is to do, and how he knows this node.
+fn to_approve(answer: &EnrolResponse, key: KeyId) -> String {
+    let name = printable(&answer.name);
+    let until = time_text(answer.waits_until);
+    format!("for 'bulkhead node approve {name}', until {until}; this node's key is {key}")
+}
+
+fn time_text(millis: i64) -> String {
+    match ASN1Time::from_timestamp(millis / 1000) {
+        Ok(time) => time.to_string(),
+        Err(_) => format!("{millis} ms since 1970"),
+    }
+}
+
 fn compare_clocks(ours_ms: i64, theirs_ms: i64) -> Result<(), JoinError> {
     let apart = Duration::from_millis(ours_ms.abs_diff(theirs_ms));
     if apart <= CLOCK_SKEW {
         return Ok(());
     }
-    let text = |millis: i64| match ASN1Time::from_timestamp(millis / 1000) {
-        Ok(time) => time.to_string(),
-        Err(_) => format!("{millis} ms since 1970"),
-    };
     Err(JoinError::Clock {
-        ours: text(ours_ms),
-        theirs: text(theirs_ms),
+        ours: time_text(ours_ms),
+        theirs: time_text(theirs_ms),
     })
 }
 
@@ -484,8 +512,8 @@ fn printable(words: &str) -> String {
     words.chars().filter(|c| !c.is_control()).take(WORDS).collect()
 }
 
-/// Where progress goes. A listener that went away does not end the join.
-struct Steps(mpsc::Sender<JoinProgress>);
+/// Where progress goes, if anywhere. A listener that went away does not end the join.
+struct Steps(Option<mpsc::Sender<JoinProgress>>);
 
 impl Steps {
     async fn run<T>(
@@ -508,6 +536,7 @@ impl Steps {
     }
 
     async fn report(&self, step: &str, state: StepState, detail: String, error: Option<&JoinError>) {
+        let Some(listener) = &self.0 else { return };
         let progress = JoinProgress {
             step: step.to_owned(),
             state: state.into(),
@@ -516,7 +545,7 @@ impl Steps {
             code: error.map(|e| e.code().as_str().to_owned()).unwrap_or_default(),
             ..JoinProgress::default()
         };
-        let _ = self.0.send(progress).await; // see above
+        let _ = listener.send(progress).await; // see above
     }
 }
 
@@ -551,6 +580,9 @@ mod tests {
         role: Role,
         clock_ahead_ms: i64,
         refusal: Option<(tonic::Code, Code)>,
+        /// Answers that say to wait, before the one that is a certificate.
+        waits: Arc<Mutex<u32>>,
+        former: Vec<u8>,
         heard: Arc<Mutex<Vec<EnrolRequest>>>,
     }
 
@@ -560,6 +592,7 @@ mod tests {
             let roots = vec![self.authority.root_der().to_vec()];
             Ok(Response::new(GetRootResponse {
                 roots,
+                former: self.former.clone(),
                 now: now_ms() + self.clock_ahead_ms,
                 ..Default::default()
             }))
@@ -577,6 +610,15 @@ mod tests {
                     .metadata_mut()
                     .insert_bin(HINT_KEY, MetadataValue::from_bytes("make another".as_bytes()));
                 return Err(status);
+            }
+            let mut waits = self.waits.lock().expect("waits");
+            if *waits > 0 {
+                *waits -= 1;
+                return Ok(Response::new(EnrolResponse {
+                    waits_until: now_ms() + HOUR_MS,
+                    name: "n9".into(),
+                    ..Default::default()
+                }));
             }
             let key = csr::public_key(&request.csr).expect("a request");
             let end = now_ms() + HOUR_MS;
@@ -608,6 +650,8 @@ mod tests {
                 role,
                 clock_ahead_ms: 0,
                 refusal: None,
+                waits: Arc::default(),
+                former: Vec::new(),
                 heard,
             }
         }
@@ -639,6 +683,7 @@ mod tests {
             addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
             role: Role::Worker,
             description: NodeDescription::default(),
+            listen: String::new(),
             advertise: String::new(),
             name: String::new(),
         }
@@ -747,6 +792,67 @@ mod tests {
         let (outcome, _) = join(&[&address], ours.ticket()).await;
         assert_eq!(outcome.expect_err("another root").code(), Code::RootMismatch);
         assert!(impostor.heard.lock().expect("heard").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_ticket_of_a_root_that_was_rotated_away_is_told_from_a_wrong_one() {
+        let (old, mut now) = (Manager::new(Role::Worker), Manager::new(Role::Worker));
+        now.former = old.authority.root_der().to_vec();
+        let (address, _server) = now.serve().await;
+        let (outcome, _) = join(&[&address], old.ticket()).await;
+        let error = outcome.expect_err("an old ticket");
+        assert_eq!(error.code(), Code::TicketOld);
+        assert!(
+            error.to_string().contains("older than the cluster's root"),
+            "{error}"
+        );
+        assert!(now.heard.lock().expect("heard").is_empty(), "the secret stays");
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_approval_is_the_same_node_after_a_restart() {
+        let manager = Manager::new(Role::Worker);
+        *manager.waits.lock().expect("waits") = u32::MAX;
+        let (address, _server) = manager.serve().await;
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("joining");
+        let clock = SystemClock::start();
+        let attempts = Attempts::kept(&file, Role::Worker);
+        assert!(attempts.pending().is_none());
+        let (send, mut steps) = mpsc::channel::<JoinProgress>(64);
+        let waits = async {
+            while let Some(step) = steps.recv().await {
+                if step.state() == StepState::Waiting {
+                    return step.detail;
+                }
+            }
+            String::new()
+        };
+        // The program ends while it waits.
+        let detail = tokio::select! {
+            biased;
+            detail = waits => detail,
+            ended = enrol(request(&[&address], manager.ticket()), &attempts, &clock, send) => {
+                panic!("it waits: {ended:?}")
+            }
+        };
+        let heard = manager.heard.lock().expect("heard").pop().expect("it asked");
+        let key = crate::csr::public_key(&heard.csr).expect("a request").key_id();
+        assert!(
+            detail.contains("node approve n9") && detail.contains(&key.to_string()),
+            "{detail}"
+        );
+
+        *manager.waits.lock().expect("waits") = 1;
+        let attempts = Attempts::kept(&file, Role::Worker);
+        let pending = attempts.pending().expect("it goes on");
+        let ticket = pending.ticket.parse().expect("a ticket");
+        let addresses: Vec<&str> = pending.addresses.iter().map(String::as_str).collect();
+        let (send, _steps) = mpsc::channel(64);
+        let enrolled = enrol(request(&addresses, ticket), &attempts, &clock, send).await;
+        let enrolled = enrolled.expect("approved");
+        assert_eq!(enrolled.credentials.certificate.key_id(), key);
+        assert!(!file.exists() && attempts.pending().is_none());
     }
 
     #[tokio::test]

@@ -416,7 +416,8 @@ fn framed(mark: &[u8; 8], content: &impl Message) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, StoreError> {
+/// The bytes of a small file that is its owner's alone.
+pub(crate) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, StoreError> {
     let refuse = |source| StoreError::Io {
         path: path.to_owned(),
         source,
@@ -537,7 +538,8 @@ fn manager_part(mut record: ManagerRecord) -> Result<ManagerPart, &'static str> 
     })
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes a small file for its owner alone, at once or not at all.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = folder(path).ok_or(io::ErrorKind::InvalidInput)?;
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");

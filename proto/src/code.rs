@@ -188,6 +188,12 @@ codes! {
     Locked = "BH-E0090", Failed, "locked";
     /// The unlock key is another one, or mistyped.
     WrongUnlockKey = "BH-E0091", Denied, "wrong unlock key";
+    /// The root that the ticket names was rotated away.
+    TicketOld = "BH-E0093", Denied, "ticket older than the root";
+    /// The ticket is for a node of another name, or that name is taken.
+    TicketName = "BH-E0094", Denied, "ticket for another name";
+    /// An operator looked at who joins, and said no.
+    JoinRejected = "BH-E0095", Denied, "join rejected by an operator";
     /// The time to wait is over; the cluster goes on.
     NotConverged = "BH-E0100", NotConverged, "not converged in time";
     /// An update stopped half-way.

@@ -87,6 +87,8 @@ pub const TICKET_VALIDITY_MAX: Duration = Duration::from_secs(30 * 86_400);
 pub const TICKET_USES: u32 = 1;
 /// Most joins that one ticket may admit.
 pub const TICKET_USES_MAX: u32 = 1_000;
+/// Nodes that wait for approval with one ticket, and rejected keys that it remembers. Each is about 1 KiB of the ticket.
+pub const TICKET_WAITING: usize = 64;
 
 /// A follower calls an election after a random time in this range, in milliseconds, without a sign of the leader.
 pub const ELECTION_MS: std::ops::Range<u64> = 150..300;

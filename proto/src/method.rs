@@ -152,9 +152,12 @@ impl Method {
             | Method::ControlUpdateNode
             | Method::ControlRemoveNode
             | Method::ControlQuarantineNode
+            | Method::ControlApproveNode
+            | Method::ControlRejectNode
             | Method::ControlCreateTicket
             | Method::ControlListTickets
             | Method::ControlRevokeTicket
+            | Method::ControlRevokeAllTickets
             | Method::ControlIssueOperator
             | Method::ControlListOperators
             | Method::ControlRevokeOperator

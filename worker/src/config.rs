@@ -44,6 +44,11 @@ impl Config {
         self.data.join("node.key")
     }
 
+    /// A join that waits for approval.
+    pub fn joining_file(&self) -> PathBuf {
+        self.data.join("joining")
+    }
+
     /// The task records.
     pub fn records(&self) -> PathBuf {
         self.data.join("records")

@@ -24,7 +24,7 @@ pub fn description(facts: &NodeFacts) -> wire::NodeDescription {
 }
 
 /// The host's name, the wish for the node's own.
-pub fn host_name() -> String {
+fn host_name() -> String {
     uname().map_or_else(
         |_| String::new(),
         |names| names.nodename().to_string_lossy().into_owned(),

@@ -24,7 +24,10 @@ pub enum Standing {
     /// In no cluster.
     Uninitialised,
     /// Being admitted.
-    Joining,
+    Joining {
+        /// How far it came.
+        detail: String,
+    },
     /// In a cluster.
     Member {
         /// As whom.
@@ -170,7 +173,7 @@ fn status(standing: &Standing) -> wire::LocalStatus {
             wire::Phase::Uninitialised,
             "waits for `bulkhead cluster join --ticket-file FILE ADDRESS`",
         ),
-        Standing::Joining => outside(wire::Phase::Joining, "is being admitted"),
+        Standing::Joining { detail } => outside(wire::Phase::Joining, detail),
         Standing::Member {
             identity,
             name,
@@ -196,10 +199,19 @@ fn status(standing: &Standing) -> wire::LocalStatus {
     }
 }
 
-/// Steps as the enrolment tells them, for an answer that may also end in a refusal.
-pub(crate) async fn forward(mut from: mpsc::Receiver<wire::JoinProgress>, to: Option<Steps>) {
+/// Steps as the enrolment tells them, for an answer that may also end in a refusal. What is waited for is where the
+/// program stands.
+pub(crate) async fn forward(
+    mut from: mpsc::Receiver<wire::JoinProgress>,
+    to: Option<Steps>,
+    standing: &watch::Sender<Standing>,
+) {
     while let Some(step) = from.recv().await {
         tracing::info!(step = step.step, state = ?step.state(), detail = step.detail, "joining");
+        if step.state() == wire::StepState::Waiting {
+            let detail = format!("waits {}", step.detail);
+            standing.send_replace(Standing::Joining { detail });
+        }
         if let Some(to) = &to {
             // Whoever asked may have left; the join goes on.
             drop(to.send(Ok(step)).await);

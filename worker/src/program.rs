@@ -1,7 +1,7 @@
 //! The program: in no cluster until it joins one, then a member, until its launcher or a signal ends it.
 
 use crate::config::Config;
-use crate::description::{description, host_name};
+use crate::description::description;
 use crate::keep::{Keep, KeepError};
 use crate::local::{self, Command, Standing, Steps, refuse};
 use crate::member::{self, MemberError, Parts};
@@ -165,8 +165,14 @@ async fn uninitialised(
     commands: &mut mpsc::Receiver<Command>,
 ) -> Result<(Keep, Option<Steps>), ProgramError> {
     tracing::info!(socket = %config.socket().display(), "in no cluster; waiting for `bulkhead cluster join` on the local socket");
-    let attempts = Attempts::default();
-    let mut by_itself = std::pin::pin!(join_by_itself(config, description, &attempts));
+    let attempts = Attempts::kept(&config.joining_file(), Role::Worker);
+    let joiner = Joiner {
+        config,
+        description,
+        attempts: &attempts,
+        standing,
+    };
+    let mut by_itself = std::pin::pin!(joiner.join_by_itself());
     loop {
         standing.send_replace(Standing::Uninitialised);
         tokio::select! {
@@ -180,9 +186,16 @@ async fn uninitialised(
                     "there is nothing to leave",
                 )))),
                 Some(Command::Join { request, steps }) => {
-                    standing.send_replace(Standing::Joining);
-                    let joined = Box::pin(enrol(config, description, request, &attempts, Some(steps.clone())));
-                    if let Some(keep) = joined.await? {
+                    let mut joined = Box::pin(joiner.enrol(request, Some(steps.clone())));
+                    // It may wait for an operator, for days; whoever asks for something else hears so.
+                    let joined = loop {
+                        tokio::select! {
+                            biased;
+                            joined = &mut joined => break joined?,
+                            command = commands.recv() => turn_away(command.ok_or(MemberError::Ended)?).await,
+                        }
+                    };
+                    if let Some(keep) = joined {
                         return Ok((keep, Some(steps)));
                     }
                 }
@@ -192,78 +205,102 @@ async fn uninitialised(
     }
 }
 
-/// One join. `None` when it failed, which the steps have told.
-async fn enrol(
-    config: &Config,
-    description: &wire::NodeDescription,
-    request: wire::JoinRequest,
-    attempts: &Attempts,
-    steps: Option<Steps>,
-) -> Result<Option<Keep>, ProgramError> {
-    let refused = |code, message: String, hint: &str| {
-        tracing::warn!(message, hint, "could not join");
-        refuse(code, tonic::Code::FailedPrecondition, message, hint)
-    };
-    let failed = match request.ticket.parse::<Ticket>() {
-        Err(error) => refused(
-            Code::BadTicket,
-            error.to_string(),
-            "copy it whole, from `bulkhead cluster ticket create --role worker`",
-        ),
-        Ok(ticket) => {
-            let (to, from) = mpsc::channel(STEPS);
-            let wished = [request.name, config.name.clone().unwrap_or_default(), host_name()];
-            let enrolment = Enrolment {
-                role: Role::Worker,
-                ticket,
-                addresses: request.addresses,
-                name: wished
-                    .into_iter()
-                    .find(|name| !name.is_empty())
-                    .unwrap_or_default(),
-                description: description.clone(),
-                advertise: String::new(),
-            };
-            let clock = SystemClock::start();
-            let (enrolled, ()) = tokio::join!(
-                join::enrol(enrolment, attempts, &clock, to),
-                local::forward(from, steps.clone())
-            );
-            match enrolled {
-                Ok(enrolled) => return Ok(Some(Keep::create(&config.key_file(), enrolled)?)),
-                Err(error) => refused(error.code(), error.to_string(), &error.hint()),
-            }
-        }
-    };
-    if let Some(steps) = steps {
-        drop(steps.send(Err(failed)).await); // whoever asked may have left
+/// Says no while a join is under way.
+async fn turn_away(command: Command) {
+    let refusal = refuse(
+        Code::NotReady,
+        tonic::Code::FailedPrecondition,
+        "this worker is entering a cluster now",
+        "wait for it; a wait for approval ends with `bulkhead node approve` or `node reject` at the cluster",
+    );
+    match command {
+        Command::Join { steps, .. } => drop(steps.send(Err(refusal)).await), // whoever asked may have left
+        Command::Leave { answer, .. } => drop(answer.send(Err(refusal))),
     }
-    Ok(None)
 }
 
-/// Joins with the ticket file of the command line, over and over; for ever without one.
-async fn join_by_itself(
-    config: &Config,
-    description: &wire::NodeDescription,
-    attempts: &Attempts,
-) -> Result<Keep, ProgramError> {
-    let Some(file) = &config.ticket_file else {
-        return std::future::pending().await;
-    };
-    let mut wait = LOOK;
-    loop {
-        if let Some(ticket) = read_ticket(file) {
-            let request = wire::JoinRequest {
-                ticket,
-                addresses: config.join.clone(),
-                ..Default::default()
-            };
-            if let Some(keep) = Box::pin(enrol(config, description, request, attempts, None)).await? {
-                return Ok(keep);
+/// What joins are made from.
+#[derive(Clone, Copy)]
+struct Joiner<'a> {
+    config: &'a Config,
+    description: &'a wire::NodeDescription,
+    attempts: &'a Attempts,
+    standing: &'a watch::Sender<Standing>,
+}
+
+impl Joiner<'_> {
+    /// One join. `None` when it failed, which the steps have told.
+    async fn enrol(
+        self,
+        request: wire::JoinRequest,
+        steps: Option<Steps>,
+    ) -> Result<Option<Keep>, ProgramError> {
+        let refused = |code, message: String, hint: &str| {
+            tracing::warn!(message, hint, "could not join");
+            refuse(code, tonic::Code::FailedPrecondition, message, hint)
+        };
+        let failed = match request.ticket.parse::<Ticket>() {
+            Err(error) => refused(
+                Code::BadTicket,
+                error.to_string(),
+                "copy it whole, from `bulkhead cluster ticket create --role worker`",
+            ),
+            Ok(ticket) => {
+                self.standing.send_replace(Standing::Joining {
+                    detail: "is being admitted".into(),
+                });
+                let (to, from) = mpsc::channel(STEPS);
+                // Without a wish it is called after its host, which its description says.
+                let wished = Some(request.name).filter(|name| !name.is_empty());
+                let enrolment = Enrolment {
+                    role: Role::Worker,
+                    ticket,
+                    addresses: request.addresses,
+                    name: wished.or_else(|| self.config.name.clone()).unwrap_or_default(),
+                    description: self.description.clone(),
+                    listen: String::new(),
+                    advertise: String::new(),
+                };
+                let clock = SystemClock::start();
+                let (enrolled, ()) = tokio::join!(
+                    join::enrol(enrolment, self.attempts, &clock, to),
+                    local::forward(from, steps.clone(), self.standing)
+                );
+                match enrolled {
+                    Ok(enrolled) => return Ok(Some(Keep::create(&self.config.key_file(), enrolled)?)),
+                    Err(error) => refused(error.code(), error.to_string(), &error.hint()),
+                }
             }
-            wait = (wait * 2).min(LONGEST);
+        };
+        self.standing.send_replace(Standing::Uninitialised);
+        if let Some(steps) = steps {
+            drop(steps.send(Err(failed)).await); // whoever asked may have left
         }
-        tokio::time::sleep(wait).await;
+        Ok(None)
+    }
+
+    /// Goes on with a join that waited for approval when the program ended; then joins with the ticket file of the command
+    /// line, over and over; for ever without one.
+    async fn join_by_itself(self) -> Result<Keep, ProgramError> {
+        let mut wait = LOOK;
+        loop {
+            let request = match (self.attempts.pending(), &self.config.ticket_file) {
+                (Some(pending), _) => Some(pending),
+                (None, None) => return std::future::pending().await,
+                (None, Some(file)) => read_ticket(file).map(|ticket| wire::JoinRequest {
+                    ticket,
+                    addresses: self.config.join.clone(),
+                    ..Default::default()
+                }),
+            };
+            if let Some(request) = request {
+                if let Some(keep) = Box::pin(self.enrol(request, None)).await? {
+                    return Ok(keep);
+                }
+                wait = (wait * 2).min(LONGEST);
+            }
+            tokio::time::sleep(wait).await;
+        }
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) const FAILED: &str = "FAILED";
 /// Flags of `cluster join`.
 #[derive(Debug, Args)]
 pub(crate) struct Join {
-    /// The file with the ticket; '-' reads it from stdin
+    /// The file with the ticket; '-' reads it from stdin. (--ticket TICKET works, with a warning: others can read it there)
     #[arg(long, value_name = "FILE")]
     ticket_file: PathBuf,
     /// Managers of the cluster, HOST:PORT
@@ -118,6 +118,7 @@ pub(crate) fn read_ticket(path: &Path) -> Result<Zeroizing<String>, Refusal> {
 #[derive(Debug, Default)]
 pub(crate) struct Checklist {
     failed: Option<JoinProgress>,
+    waits: bool,
     node: Vec<u8>,
 }
 
@@ -133,8 +134,10 @@ impl Checklist {
             StepState::Started => "...".to_owned(),
             StepState::Done => format!("ok{detail}"),
             StepState::Failed => format!("{FAILED}{detail}"),
+            StepState::Waiting => format!("waits {}", step.detail),
         };
         show(&step.step, &line);
+        self.waits = step.state() == StepState::Waiting;
         if step.state() == StepState::Failed {
             self.failed = Some(step.clone());
         }
@@ -148,6 +151,16 @@ impl Checklist {
     pub(crate) fn joined(self) -> Result<String, Refusal> {
         if !self.node.is_empty() {
             return Ok(text::id(&self.node));
+        }
+        if self.waits {
+            let help = "once it runs again it goes on waiting by itself; 'bulkhead health --socket' shows it";
+            let reason = "the program ended while it waited for approval";
+            return Err(Refusal::new(
+                Code::JoinFailed,
+                "cluster join, step 'approval'",
+                reason,
+                help,
+            ));
         }
         let failed = self.failed.unwrap_or_default();
         let place = match failed.step.as_str() {
@@ -212,6 +225,14 @@ mod tests {
             step("stream", Done, "", &[0; 16]),
         ]);
         assert_eq!(end, Ok("a".repeat(26)));
+        let (text, end) = joined(&[step(
+            "approval",
+            StepState::Waiting,
+            "for 'bulkhead node approve n'",
+            &[],
+        )]);
+        assert_eq!(text, "approval: waits for 'bulkhead node approve n'\n");
+        assert_eq!(end, Err(Code::JoinFailed));
         assert_eq!(
             joined(&[]).1,
             Err(Code::JoinFailed),

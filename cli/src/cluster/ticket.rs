@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    CreateTicketRequest, CreateTicketResponse, Label, ListRequest, RemoveRequest, Role,
+    CreateTicketRequest, CreateTicketResponse, Label, ListRequest, RemoveRequest, RevokeAllTicketsRequest,
+    Role,
 };
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -37,8 +38,11 @@ pub(crate) enum TicketVerb {
     #[command(visible_alias = "rm")]
     Revoke {
         /// Ids or unique prefixes of ids
-        #[arg(required = true, value_name = "TICKET")]
+        #[arg(required_unless_present = "all", value_name = "TICKET")]
         tickets: Vec<String>,
+        /// All that there are, in one commit
+        #[arg(long, conflicts_with = "tickets")]
+        all: bool,
     },
 }
 
@@ -58,6 +62,12 @@ pub(crate) struct Create {
     /// A label of the nodes that join with it, key=value
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = field::label_value)]
     label: Vec<Label>,
+    /// The node that joins with it is called so, and no other may use it
+    #[arg(long, value_name = "NAME")]
+    for_node: Option<String>,
+    /// Who joins with it waits until 'bulkhead node approve'
+    #[arg(long)]
+    approve: bool,
 }
 
 impl Create {
@@ -68,6 +78,8 @@ impl Create {
             ttl: limits::TICKET_VALIDITY,
             uses: limits::TICKET_USES,
             label: Vec::new(),
+            for_node: None,
+            approve: false,
         }
     }
 
@@ -108,7 +120,27 @@ pub(crate) async fn run(verb: TicketVerb, app: &mut App<'_>) -> Result<Exit, Ref
     match verb {
         TicketVerb::Create(options) => create(options, app).await,
         TicketVerb::Ls { filters } => ls(app, &filters).await,
-        TicketVerb::Revoke { tickets } => {
+        TicketVerb::Revoke { all: true, .. } => {
+            app.confirm("Revoke all tickets?")?;
+            let request = RevokeAllTicketsRequest {
+                request_id: text::new_id().to_vec(),
+            };
+            let answer = app
+                .connect()?
+                .change("cluster ticket revoke --all", async |mut c| {
+                    c.revoke_all_tickets(request.clone()).await
+                })
+                .await?;
+            let ids: String = answer
+                .ids
+                .iter()
+                .map(|id| format!("{}\n", text::id(id)))
+                .collect();
+            app.print(&ids)?;
+            app.say(&format!("{} tickets were revoked", answer.ids.len()));
+            Ok(Exit::Done)
+        }
+        TicketVerb::Revoke { tickets, all: false } => {
             let mut connection = app.connect()?;
             for selector in tickets {
                 let place = format!("ticket {selector}");
@@ -140,6 +172,8 @@ pub(crate) async fn issue(
         ttl_ms: u64::try_from(options.ttl.as_millis()).unwrap_or(u64::MAX),
         uses: options.uses,
         labels: options.label.clone(),
+        for_node: options.for_node.clone().unwrap_or_default(),
+        approve: options.approve,
     };
     connection
         .change("cluster ticket", async |mut c| {
@@ -163,13 +197,14 @@ pub(crate) async fn create(options: Create, app: &mut App<'_>) -> Result<Exit, R
             let value = json!({
                 "id": text::id(&answer.id), "ticket": ticket.as_str(), "role": text::role(options.role),
                 "expires_at": text::time(answer.expires_at), "uses": options.uses, "managers": managers,
+                "for_node": options.for_node, "approve": options.approve,
             });
             app.print(&document(&value, format))?;
         }
         Some(Format::Table) | None => app.print(&format!("{}\n", ticket.as_str()))?,
     }
     if !app.global.quiet {
-        for line in next_steps(options.role, options.uses, answer.expires_at, &managers) {
+        for line in next_steps(&options, answer.expires_at, &managers) {
             app.say(&line);
         }
     }
@@ -177,12 +212,15 @@ pub(crate) async fn create(options: Create, app: &mut App<'_>) -> Result<Exit, R
 }
 
 /// What the holder does with a ticket.
-fn next_steps(role: Role, uses: u32, expires_at: i64, managers: &[&str]) -> Vec<String> {
+fn next_steps(options: &Create, expires_at: i64, managers: &[&str]) -> Vec<String> {
+    let (role, uses) = (options.role, options.uses);
     let until = text::time(expires_at);
+    let called = options.for_node.as_ref().map(|name| format!(" as '{name}'"));
     let first = format!(
-        "this ticket lets {uses} {}{} join until {}; it is shown once",
+        "this ticket lets {uses} {}{} join{} until {}; it is shown once",
         text::role(role),
         if uses == 1 { "" } else { "s" },
+        called.unwrap_or_default(),
         until.as_str().unwrap_or("it is revoked")
     );
     let addresses = if managers.is_empty() {
@@ -201,11 +239,17 @@ fn next_steps(role: Role, uses: u32, expires_at: i64, managers: &[&str]) -> Vec<
             format!("  bulkhead cluster join --socket DIR/worker/worker.sock --ticket-file FILE {addresses}")
         }
     };
-    vec![
+    let mut steps = vec![
         first,
         "put it into a file (or pipe it, with '-' as the file), and run there:".into(),
         command,
-    ]
+    ];
+    if options.approve {
+        steps.push(
+            "who joins waits: 'bulkhead node ls' shows it, 'bulkhead node approve NAME' lets it in".into(),
+        );
+    }
+    steps
 }
 
 async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<Exit, Refusal> {
@@ -226,16 +270,25 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<Exit, Refusal> {
                 text::role(ticket.role()).into(),
                 ticket.uses_left.to_string(),
                 text::distance(ticket.expires_at, now),
+                match ticket.for_node.as_str() {
+                    "" => "-".into(),
+                    name => name.to_owned(),
+                },
+                match (ticket.approve, ticket.waiting.len()) {
+                    (false, _) => "-".into(),
+                    (true, waiting) => format!("{waiting} wait"),
+                },
             ],
             json: json!({
                 "id": id, "role": text::role(ticket.role()), "uses_left": ticket.uses_left,
                 "expires_at": text::time(ticket.expires_at), "labels": text::labels(&ticket.labels),
+                "for_node": ticket.for_node, "approve": ticket.approve, "waiting": ticket.waiting.len(),
             }),
             id,
         }
     };
     let listing = Listing {
-        headers: &["ID", "ROLE", "USES LEFT", "EXPIRES"],
+        headers: &["ID", "ROLE", "USES LEFT", "EXPIRES", "FOR NODE", "APPROVAL"],
         keys: &["id", "role"],
         rows: tickets.iter().map(row).collect(),
     };
@@ -295,7 +348,7 @@ mod tests {
 
     #[test]
     fn the_next_step_is_a_whole_command() {
-        let steps = next_steps(Role::Worker, 2, 1_000, &["m1:7443", "m2:7443"]);
+        let steps = next_steps(&Create::for_uses(Role::Worker, 2), 1_000, &["m1:7443", "m2:7443"]);
         assert!(
             steps[0].starts_with("this ticket lets 2 workers join until 1970-01-01"),
             "{steps:?}"

@@ -160,8 +160,14 @@ pub(crate) async fn fetch_roots_over(
         .roots
         .into_iter()
         .take(ROOTS)
-        .find(|root| ticket.names_root(root))
-        .ok_or_else(wrong)?;
+        .find(|root| ticket.names_root(root));
+    // Nothing proves the answer; it only chooses between two ways to say no.
+    let named = named.ok_or_else(|| match ticket.names_root(&answer.former) {
+        true => DialError::FormerRoot {
+            address: address.to_owned(),
+        },
+        false => wrong(),
+    })?;
     // Who made the ticket made this root: that it is no root at all means a broken ticket, not a broken answer.
     let bundle = Bundle::from_ders(vec![named]).map_err(|_| wrong())?;
     let cluster = bundle.cluster();
@@ -169,7 +175,7 @@ pub(crate) async fn fetch_roots_over(
 }
 
 /// An answer with as many roots as a bundle has, and a little.
-const ROOTS_BYTES: usize = ROOTS * crate::certificate::CERTIFICATE_BYTES + 1024;
+const ROOTS_BYTES: usize = (ROOTS + 1) * crate::certificate::CERTIFICATE_BYTES + 1024;
 const _: () = assert!(ROOTS_BYTES < MESSAGE_BYTES);
 
 /// What a node calls with.

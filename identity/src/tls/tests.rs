@@ -36,6 +36,7 @@ impl Enrolment for Recorder {
             cluster_id: vec![],
             now: 12_345,
             challenge: vec![],
+            ..Default::default()
         }))
     }
 

@@ -1,17 +1,18 @@
 //! Admission by ticket, as one pure decision: who asks becomes which node, or why not.
 //!
 //! The request gives a key, a wish for a name and what the program says of itself. Role and labels come from the
-//! ticket alone. A node's id is made from its key, so that two requests with one key meet in one record.
+//! ticket alone. A node's id is made from its key, so that two requests with one key meet in one record. With a ticket
+//! that asks for approval the key waits in the ticket until an operator judges it; only then is anything signed.
 
 use std::net::IpAddr;
 
 use bulkhead_identity::csr::{self, CsrError, PublicKey};
 use bulkhead_identity::ticket::TicketSecret;
 use bulkhead_proto::wire::{
-    Change, EnrolRequest, Label, Node, NodeDescription, NodeKey, Ticket, TicketUse, change::Change as Step,
-    object::Object as Any,
+    Change, Cluster, EnrolRequest, JudgeWaiting, Label, Node, NodeDescription, NodeKey, Ticket, TicketUse,
+    Waiting, change::Change as Step, object::Object as Any,
 };
-use bulkhead_proto::{ClusterId, Code, NodeId, Role, TicketId};
+use bulkhead_proto::{ClusterId, Code, NodeId, Role, TicketId, limits};
 use bulkhead_raft::state::State;
 use sha2::{Digest as _, Sha256};
 
@@ -28,10 +29,12 @@ const FEATURES: usize = 64;
 pub struct Ask {
     secret: TicketSecret,
     key: PublicKey,
+    csr: Vec<u8>,
     role: Role,
-    name: String,
+    wish: String,
     description: NodeDescription,
     address: String,
+    seen: String,
 }
 
 /// Why nobody is admitted.
@@ -60,6 +63,23 @@ pub enum Refusal {
     /// The key was removed from the cluster.
     #[error("this key was removed from the cluster")]
     KeyRemoved,
+    /// The ticket is for a node of another name.
+    #[error("the ticket is for the node '{ticket}', and this one is to be '{asked}'")]
+    Name {
+        /// The ticket's name.
+        ticket: String,
+        /// The asker's wish.
+        asked: String,
+    },
+    /// Another node has the name that the ticket gives.
+    #[error("the ticket is for the node '{0}', and the cluster has a node of that name")]
+    NameTaken(String),
+    /// An operator looked at it, and said no.
+    #[error("an operator rejected this node")]
+    Rejected,
+    /// As many wait as may.
+    #[error("{limit} nodes wait for approval with this ticket already", limit = limits::TICKET_WAITING)]
+    Crowded,
     /// The certificate request is refused.
     #[error("the certificate request is refused: {0}")]
     Csr(#[from] CsrError),
@@ -87,6 +107,9 @@ impl Refusal {
             Refusal::Expired(_) => Code::TicketExpired,
             Refusal::Used => Code::TicketUsed,
             Refusal::Role { .. } => Code::TicketRole,
+            Refusal::Name { .. } | Refusal::NameTaken(_) => Code::TicketName,
+            Refusal::Rejected => Code::JoinRejected,
+            Refusal::Crowded => Code::OverLimit,
             Refusal::KeyTaken | Refusal::KeyRemoved | Refusal::Csr(_) => Code::BadCertificateRequest,
             Refusal::Address(_) => Code::BadField,
             Refusal::Level { .. } => Code::Unsupported,
@@ -106,6 +129,20 @@ impl Refusal {
             Refusal::Role { asked, .. } => {
                 format!("make a ticket for it with `bulkhead cluster ticket create --role {asked}`")
             }
+            Refusal::Name { ticket, asked } => format!(
+                "join without --name, or with --name {ticket}; a ticket for it is made with `bulkhead cluster ticket \
+                 create --for-node {asked}`"
+            ),
+            Refusal::NameTaken(name) => {
+                format!(
+                    "if it is to be replaced, `bulkhead node rm {name}` first; the ticket is still good then"
+                )
+            }
+            Refusal::Rejected => "ask whoever runs the cluster; then join with a new ticket".into(),
+            Refusal::Crowded => {
+                "judge those with `bulkhead node approve` and `node reject`: `bulkhead node ls` shows them"
+                    .into()
+            }
             Refusal::KeyTaken | Refusal::KeyRemoved => {
                 "start it with an empty data folder, so that it makes a key of its own".into()
             }
@@ -124,6 +161,15 @@ pub enum Admission {
     Known(NodeId),
     /// Sign, then commit [`NewNode::changes`].
     New(Box<NewNode>),
+    /// Commit this; then the key waits for an operator's word.
+    Wait(Box<Change>, TicketId),
+    /// The key waits since then.
+    Waits {
+        /// Who it will be.
+        waiting: Box<Waiting>,
+        /// When the ticket ends, and the wait with it.
+        until: i64,
+    },
 }
 
 /// A node to be admitted.
@@ -140,10 +186,12 @@ pub struct NewNode {
     description: NodeDescription,
     address: String,
     locked_with: u32,
+    /// The key that an operator approved, where the ticket asks for that.
+    approved: Option<Vec<u8>>,
 }
 
 impl NewNode {
-    /// The one transaction: the ticket's use and the node with its certificate.
+    /// The one transaction: the ticket's use, or the approval, and the node with its certificate.
     pub fn changes(self, key: NodeKey, now_ms: i64) -> Vec<Change> {
         let node = Node {
             labels: self.labels,
@@ -154,12 +202,20 @@ impl NewNode {
             ..genesis::record(self.node, self.role, self.name, key, now_ms)
         };
         let ticket_id = self.ticket.to_wire();
-        [
-            Step::UseTicket(TicketUse { ticket_id }),
-            Step::Create(view::object(Any::Node(node))),
-        ]
-        .map(|step| Change { change: Some(step) })
-        .into()
+        let right = match self.approved {
+            None => Step::UseTicket(TicketUse {
+                ticket_id,
+                waiting: None,
+            }),
+            Some(key_id) => Step::JudgeWaiting(JudgeWaiting {
+                ticket_id,
+                key_id,
+                admit: true,
+            }),
+        };
+        [right, Step::Create(view::object(Any::Node(node)))]
+            .map(|step| Change { change: Some(step) })
+            .into()
     }
 }
 
@@ -183,17 +239,15 @@ impl Ask {
             Role::Worker => published(&description, seen),
             Role::Operator => String::new(),
         };
-        let name = match request.name {
-            name if name.is_empty() => description.hostname.clone(),
-            name => name,
-        };
         Ok(Self {
             secret,
             key,
+            csr: request.csr,
             role,
-            name,
+            wish: request.name.chars().take(TEXT_CHARS).collect(),
             description,
             address,
+            seen: seen.map_or_else(String::new, |ip| ip.to_string()),
         })
     }
 
@@ -230,8 +284,17 @@ pub fn plan(state: &State, ask: &Ask, now_ms: i64) -> Result<Admission, Refusal>
             _ => Err(Refusal::KeyTaken),
         };
     }
+    if ticket.rejected.iter().any(|it| it == key.as_bytes()) {
+        return Err(Refusal::Rejected);
+    }
     if ticket.expires_at <= now_ms {
         return Err(Refusal::Expired((now_ms - ticket.expires_at) / 1_000));
+    }
+    if let Some(waiting) = ticket.waiting.iter().find(|it| it.key_id == key.as_bytes()) {
+        return Ok(Admission::Waits {
+            waiting: Box::new(waiting.clone()),
+            until: ticket.expires_at,
+        });
     }
     if ticket.uses_left == 0 {
         return Err(Refusal::Used);
@@ -242,20 +305,93 @@ pub fn plan(state: &State, ask: &Ask, now_ms: i64) -> Result<Admission, Refusal>
             has: ask.description.level,
         });
     }
-    Ok(Admission::New(Box::new(NewNode {
+    let new = NewNode {
         node: node_id(id, key.as_bytes()),
         role,
         ticket: ticket_id,
-        name: names::free(state, &ask.name, role),
+        name: name(state, ticket, role, ask)?,
         labels: ticket.labels.clone(),
         description: ask.description.clone(),
         address: ask.address.clone(),
-        // A manager is given the key with its certificate.
-        locked_with: match role {
-            Role::Manager => lock::generation(cluster),
-            Role::Worker | Role::Operator => 0,
-        },
-    })))
+        locked_with: locked_with(cluster, role),
+        approved: None,
+    };
+    match ticket.approve {
+        false => Ok(Admission::New(Box::new(new))),
+        true if ticket.waiting.len() >= limits::TICKET_WAITING => Err(Refusal::Crowded),
+        true => Ok(Admission::Wait(Box::new(wait(ask, new, now_ms)), ticket_id)),
+    }
+}
+
+/// Who waits with a ticket, as the node that an operator makes of it.
+///
+/// # Errors
+/// [`Refusal`]: the ticket ended meanwhile, or another node has the name that it gives.
+pub fn approve(state: &State, ticket: &Ticket, waiting: &Waiting, now_ms: i64) -> Result<NewNode, Refusal> {
+    if ticket.expires_at <= now_ms {
+        return Err(Refusal::Expired((now_ms - ticket.expires_at) / 1_000));
+    }
+    let cluster = view::cluster(state).ok_or(Refusal::NoCluster)?;
+    let role = view::role(ticket.role()).ok_or(Refusal::Unknown)?;
+    let name = match ticket.for_node.as_str() {
+        "" => names::free(state, &waiting.name, role),
+        name => names::only(state, name).ok_or_else(|| Refusal::NameTaken(name.to_owned()))?,
+    };
+    Ok(NewNode {
+        node: NodeId::try_from(waiting.node_id.as_slice()).map_err(|_| Refusal::Unknown)?,
+        role,
+        ticket: TicketId::try_from(ticket.id.as_slice()).map_err(|_| Refusal::Unknown)?,
+        name,
+        labels: ticket.labels.clone(),
+        description: waiting.description.clone().unwrap_or_default(),
+        address: waiting.address.clone(),
+        locked_with: locked_with(cluster, role),
+        approved: Some(waiting.key_id.clone()),
+    })
+}
+
+/// A manager is given the unlock key with its certificate.
+fn locked_with(cluster: &Cluster, role: Role) -> u32 {
+    match role {
+        Role::Manager => lock::generation(cluster),
+        Role::Worker | Role::Operator => 0,
+    }
+}
+
+/// The ticket's use by someone who is to be approved. What the sandbox found is said again with the first session.
+fn wait(ask: &Ask, new: NewNode, now_ms: i64) -> Change {
+    let mut description = new.description;
+    description.features.clear();
+    let waiting = Waiting {
+        key_id: ask.key.key_id().to_wire(),
+        node_id: new.node.to_wire(),
+        csr: ask.csr.clone(),
+        name: new.name,
+        description: Some(description),
+        address: new.address,
+        seen: ask.seen.clone(),
+        since: now_ms,
+    };
+    let ticket_use = TicketUse {
+        ticket_id: new.ticket.to_wire(),
+        waiting: Some(waiting),
+    };
+    Change {
+        change: Some(Step::UseTicket(ticket_use)),
+    }
+}
+
+/// The ticket's name for its node; else what the node wishes, or its host's name, as far as that is free.
+fn name(state: &State, ticket: &Ticket, role: Role, ask: &Ask) -> Result<String, Refusal> {
+    match ticket.for_node.as_str() {
+        "" if ask.wish.is_empty() => Ok(names::free(state, &ask.description.hostname, role)),
+        "" => Ok(names::free(state, &ask.wish, role)),
+        given if !ask.wish.is_empty() && ask.wish != given => Err(Refusal::Name {
+            ticket: given.to_owned(),
+            asked: ask.wish.clone(),
+        }),
+        given => names::only(state, given).ok_or_else(|| Refusal::NameTaken(given.to_owned())),
+    }
 }
 
 /// The ticket with this secret. Each one is compared, and in constant time.
@@ -332,7 +468,7 @@ pub(crate) fn bounded(mut description: NodeDescription) -> NodeDescription {
 mod tests {
     use super::*;
     use bulkhead_identity::Key as IdentityKey;
-    use bulkhead_proto::wire::{Cluster, Role as WireRole, Tombstone, Transaction};
+    use bulkhead_proto::wire::{Role as WireRole, Tombstone, Transaction};
     use prost::Message as _;
 
     const NOW: i64 = 1_000_000;
@@ -535,6 +671,91 @@ mod tests {
             assert_eq!(got, refusal);
             assert!(!got.hint().is_empty() && got.code().as_str().starts_with("BH-E"));
         }
+    }
+
+    fn ticket_with(n: u8, edit: impl FnOnce(&mut Ticket)) -> Change {
+        let mut change = ticket_of(n, WireRole::Worker, 2, NOW + 1);
+        if let Some(Step::Create(object)) = &mut change.change
+            && let Some(Any::Ticket(ticket)) = &mut object.object
+        {
+            edit(ticket);
+        }
+        change
+    }
+
+    #[test]
+    fn a_ticket_for_a_node_gives_its_name_and_fits_no_other() {
+        let mut state = state();
+        commit(&mut state, vec![ticket_with(7, |it| it.for_node = "db".into())]);
+        let named = |name: &str| EnrolRequest {
+            name: name.into(),
+            ..request(7, WireRole::Worker, csr())
+        };
+        let other = Refusal::Name {
+            ticket: "db".into(),
+            asked: "web".into(),
+        };
+        assert_eq!(decide(&state, named("web")), Err(other));
+        let node = admit(&mut state, named(""));
+        assert_eq!(view::node(&state, node).expect("admitted").name, "db");
+        assert_eq!(decide(&state, named("db")), Err(Refusal::NameTaken("db".into())));
+    }
+
+    #[test]
+    fn whoever_needs_approval_waits_and_is_signed_nothing() {
+        let mut state = state();
+        commit(&mut state, vec![ticket_with(7, |it| it.approve = true)]);
+        let csr = csr();
+        let ask = |csr: &[u8]| request(7, WireRole::Worker, csr.to_vec());
+        let Ok(Admission::Wait(change, _)) = decide(&state, ask(&csr)) else {
+            panic!("it waits");
+        };
+        commit(&mut state, vec![*change]);
+        let Ok(Admission::Waits { waiting, until }) = decide(&state, ask(&csr)) else {
+            panic!("it still waits");
+        };
+        assert_eq!((waiting.name.as_str(), until), ("web", NOW + 1));
+
+        let ticket = view::tickets(&state)
+            .find(|it| it.approve)
+            .expect("there")
+            .clone();
+        assert_eq!(
+            approve(&state, &ticket, &waiting, NOW + 1),
+            Err(Refusal::Expired(0)),
+            "who waits lapses with the ticket"
+        );
+        let new = approve(&state, &ticket, &waiting, NOW).expect("approved");
+        let node = new.node;
+        let key = NodeKey {
+            key_id: waiting.key_id.clone(),
+            ..Default::default()
+        };
+        commit(&mut state, new.changes(key, NOW));
+        assert_eq!(decide(&state, ask(&csr)), Ok(Admission::Known(node)));
+    }
+
+    #[test]
+    fn a_rejected_key_is_told_so() {
+        let mut state = state();
+        commit(&mut state, vec![ticket_with(7, |it| it.approve = true)]);
+        let csr = csr();
+        let Ok(Admission::Wait(change, ticket)) = decide(&state, request(7, WireRole::Worker, csr.clone()))
+        else {
+            panic!("it waits");
+        };
+        commit(&mut state, vec![*change]);
+        let judgement = JudgeWaiting {
+            ticket_id: ticket.to_wire(),
+            key_id: csr::public_key(&csr).expect("a key").key_id().to_wire(),
+            admit: false,
+        };
+        let judgement = Change {
+            change: Some(Step::JudgeWaiting(judgement)),
+        };
+        commit(&mut state, vec![judgement]);
+        let refused = decide(&state, request(7, WireRole::Worker, csr));
+        assert_eq!(refused, Err(Refusal::Rejected));
     }
 
     #[test]

@@ -25,6 +25,12 @@ pub(super) fn free(state: &State, wish: &str, role: Role) -> String {
         .expect("fewer nodes than numbers")
 }
 
+/// This name and no other, if no node has it.
+pub(super) fn only(state: &State, name: &str) -> Option<String> {
+    let free = state.by_name(Kind::Node, name).is_none();
+    free.then(|| name.to_owned())
+}
+
 /// The wish as a DNS label (RFC 1035 §2.3.1); empty where nothing of it is left. A host's domain is dropped.
 fn label(wish: &str) -> String {
     let host = wish.split('.').next().unwrap_or_default();

@@ -10,8 +10,8 @@ use bulkhead_identity::csr::{self, PublicKey};
 use bulkhead_identity::seam::{Clock, SystemEntropy};
 use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
 use bulkhead_proto::wire::{
-    EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, RejectionCode, RenewRequest,
-    RenewResponse, ReturnRequest, Role,
+    Change, EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, RejectionCode,
+    RenewRequest, RenewResponse, ReturnRequest, Role, Waiting,
 };
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, limits};
 use bulkhead_raft::Replica;
@@ -94,6 +94,23 @@ impl EnrolmentService {
                     self.fresh()?;
                     return self.with_unlock_key(&state, hand_out(&state, node, ask.key())?);
                 }
+                Admission::Waits { waiting, until } => return Ok(to_wait(&state, &waiting, until)),
+                Admission::Wait(change, ticket) => {
+                    let actor = format!("ticket/{ticket}");
+                    let outcome = self.propose(&actor, request_id, vec![*change]).await?;
+                    if outcome.rejection.is_none() {
+                        let address = from.map(|it| it.to_string()).unwrap_or_default();
+                        let key = ask.key().key_id();
+                        tracing::info!(target: "audit", %key, address, actor, index = outcome.index, "node waits for approval");
+                    }
+                    // That it waits is no secret, and it must hear of it: the use is committed, whatever is fresh now.
+                    let state = self.0.replica.state();
+                    if let Ok(Admission::Waits { waiting, until }) = admission::plan(&state, &ask, self.now())
+                    {
+                        return Ok(to_wait(&state, &waiting, until));
+                    }
+                    continue;
+                }
                 Admission::New(new) => new,
             };
             let cluster = view::cluster(&state).ok_or_else(|| no_such("there is no cluster here"))?;
@@ -105,12 +122,8 @@ impl EnrolmentService {
                 .map_err(|error| not_signed(&error))?;
             let actor = format!("ticket/{}", new.ticket);
             let (node, role) = (new.node, new.role);
-            let outcome = self
-                .0
-                .proposer
-                .client(&actor, request_id, Vec::new(), new.changes(signed, self.now()))
-                .await
-                .map_err(|error| not_proposed(&error))?;
+            let changes = new.changes(signed, self.now());
+            let outcome = self.propose(&actor, request_id, changes).await?;
             // Whatever became of it: what is handed out, or why not, is read from the committed state.
             if outcome.rejection.is_none() {
                 tracing::info!(target: "audit", node = %node, %role, actor, index = outcome.index, "node admitted");
@@ -131,6 +144,16 @@ impl EnrolmentService {
             answer.unlock_key = key.expose().to_vec();
         }
         Ok(answer)
+    }
+
+    async fn propose(
+        &self,
+        actor: &str,
+        request: RequestId,
+        changes: Vec<Change>,
+    ) -> Result<Outcome, Status> {
+        let proposed = self.0.proposer.client(actor, request, Vec::new(), changes);
+        proposed.await.map_err(|error| not_proposed(&error))
     }
 
     /// A certificate for the caller's own node, for the key in the request.
@@ -207,7 +230,7 @@ impl EnrolmentService {
             let address = from.map(|it| it.to_string()).unwrap_or_default();
             tracing::warn!(target: "audit", address, reason, "return refused");
             if let Some(from) = from {
-                self.0.wrong.spend(from, self.0.clock.monotonic());
+                self.was_wrong(from);
             }
             refuse(
                 Code::UnknownCaller,
@@ -248,7 +271,7 @@ impl EnrolmentService {
         let address = from.map(|it| it.to_string()).unwrap_or_default();
         tracing::warn!(target: "audit", address, reason = %refusal, "enrolment refused");
         if let (admission::Refusal::Unknown, Some(from)) = (refusal, from) {
-            self.0.wrong.spend(from, self.0.clock.monotonic());
+            self.was_wrong(from);
         }
         let grpc = match refusal {
             admission::Refusal::Csr(_) | admission::Refusal::Address(_) => tonic::Code::InvalidArgument,
@@ -258,6 +281,15 @@ impl EnrolmentService {
             _ => tonic::Code::PermissionDenied,
         };
         refuse(refusal.code(), grpc, refusal.to_string(), refusal.hint())
+    }
+
+    /// A guess at a ticket or a key; the one that was too many is told once, so that a flood of them is one line.
+    fn was_wrong(&self, from: IpAddr) {
+        let now = self.0.clock.monotonic();
+        self.0.wrong.spend(from, now);
+        if !self.0.wrong.allows(from, now) {
+            tracing::warn!(target: "audit", address = %from, "too many wrong tickets or proofs: not listened to for a while");
+        }
     }
 
     fn fresh(&self) -> Result<(), Status> {
@@ -283,6 +315,10 @@ impl Enrolment for EnrolmentService {
             cluster_id: cluster.id.clone(),
             now: self.now(),
             challenge: challenge.map_err(|error| internal("has no random bytes", &error))?,
+            former: cluster
+                .former
+                .as_ref()
+                .map_or_else(Vec::new, |it| it.root.clone()),
         }))
     }
 
@@ -316,6 +352,17 @@ fn asked_key(csr: &[u8]) -> Result<PublicKey, Status> {
             refusal.hint(),
         )
     })
+}
+
+/// What a joiner hears until an operator has judged it: nothing that is signed.
+fn to_wait(state: &State, waiting: &Waiting, until: i64) -> EnrolResponse {
+    EnrolResponse {
+        node_id: waiting.node_id.clone(),
+        name: waiting.name.clone(),
+        index: state.index(),
+        waits_until: until,
+        ..Default::default()
+    }
 }
 
 /// What a joiner gets, all of it from the committed state.

@@ -22,6 +22,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tickets;
+mod waiting;
 mod watch;
 
 use std::sync::Arc;
@@ -349,7 +350,42 @@ impl Service for Control {
     }
 
     async fn list_nodes(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListNodesResponse> {
-        list!(self, request, NODES, Clone::clone, ListNodesResponse { nodes })
+        let (state, request) = (self.state(), request.into_inner());
+        let (nodes, next) = NODES.page(&state, &request, Clone::clone)?;
+        let waiting = match request.selector.is_empty() && request.after.is_empty() {
+            true => waiting::all(&state, self.now()),
+            false => Vec::new(),
+        };
+        Ok(Response::new(wire::ListNodesResponse {
+            index: state.index(),
+            nodes,
+            next,
+            waiting,
+        }))
+    }
+
+    async fn approve_node(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let authority = Ca::new(self.0.key_ring.clone());
+        let decide =
+            |state: &State| waiting::approve(state, cluster(state)?, &request, &authority, self.now());
+        let approved = self
+            .change::<wire::Node>(&actor, &request.request_id, decide)
+            .await?;
+        let node = object::id_text(&approved.id);
+        tracing::info!(target: "audit", actor, node, index = approved.index, "node approved");
+        Ok(Response::new(approved))
+    }
+
+    async fn reject_node(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| waiting::reject(state, &request);
+        let rejected = self
+            .change::<wire::Node>(&actor, &request.request_id, decide)
+            .await?;
+        let node = object::id_text(&rejected.id);
+        tracing::info!(target: "audit", actor, node, index = rejected.index, "node rejected");
+        Ok(Response::new(rejected))
     }
 
     async fn update_node(&self, request: Request<wire::UpdateNodeRequest>) -> Answer<ChangeResponse> {
@@ -404,6 +440,29 @@ impl Service for Control {
             .map(Response::new)
     }
 
+    async fn revoke_all_tickets(
+        &self,
+        request: Request<wire::RevokeAllTicketsRequest>,
+    ) -> Answer<wire::RevokeAllTicketsResponse> {
+        let (actor, request) = split(request)?;
+        let asked = request_id(&request.request_id)?;
+        let state = self.state();
+        let ids: Vec<Vec<u8>> = TICKETS
+            .all(&state)
+            .take(limits::CHANGES)
+            .map(|it| it.id.clone())
+            .collect();
+        let plan = tickets::revoke_all(&state);
+        let index = match plan.changes.is_empty() {
+            true => state.index(),
+            false => self
+                .commit(&actor, asked, Kind::Ticket, plan)
+                .await?
+                .ok_or_else(|| overtaken("the list of tickets"))?,
+        };
+        Ok(Response::new(wire::RevokeAllTicketsResponse { index, ids }))
+    }
+
     async fn issue_operator(
         &self,
         request: Request<wire::IssueOperatorRequest>,
@@ -425,13 +484,14 @@ impl Service for Control {
     }
 
     async fn list_operators(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListNodesResponse> {
-        list!(
-            self,
-            request,
-            OPERATORS,
-            Clone::clone,
-            ListNodesResponse { nodes }
-        )
+        let state = self.state();
+        let (nodes, next) = OPERATORS.page(&state, &request.into_inner(), Clone::clone)?;
+        Ok(Response::new(wire::ListNodesResponse {
+            index: state.index(),
+            nodes,
+            next,
+            waiting: Vec::new(),
+        }))
     }
 
     async fn revoke_operator(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {

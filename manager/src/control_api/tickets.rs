@@ -51,6 +51,18 @@ pub(super) fn create(
         return Err(check::over("uses", &format!("a ticket admits at most {most}")));
     }
     check::labels(&request.labels)?;
+    if !request.for_node.is_empty() {
+        check::name(&request.for_node)?;
+        if uses != 1 {
+            return Err(check::invalid("uses", "a ticket for one node admits one"));
+        }
+    }
+    if role == Role::Operator && (request.approve || !request.for_node.is_empty()) {
+        return Err(check::invalid(
+            "role",
+            "approval and --for-node are for machines; an operator's certificate is made by `bulkhead operator issue`",
+        ));
+    }
     Ok(Plan::about(&id).create(Ticket {
         id: id.to_vec(),
         role: role.into(),
@@ -58,6 +70,8 @@ pub(super) fn create(
         expires_at: now_ms.saturating_add(ttl),
         uses_left: uses,
         labels: request.labels.clone(),
+        for_node: request.for_node.clone(),
+        approve: request.approve,
         ..Default::default()
     }))
 }
@@ -78,6 +92,12 @@ pub(super) fn shown(ticket: &Ticket) -> Ticket {
 pub(super) fn revoke(state: &State, request: &RemoveRequest) -> Result<Decision, Status> {
     let ticket = TICKETS.find(state, &request.selector)?;
     Ok(Plan::about(&ticket.id).delete(ticket).into())
+}
+
+/// All of them admit nobody any more, in one commit.
+pub(super) fn revoke_all(state: &State) -> Plan {
+    let all = TICKETS.all(state).take(limits::CHANGES);
+    all.fold(Plan::default(), |plan, ticket| plan.delete(ticket))
 }
 
 #[cfg(test)]

@@ -51,6 +51,7 @@ async fn joined(manager: &Manager, role: WireRole) -> bulkhead_identity::join::E
             level: 1,
             ..Default::default()
         },
+        listen: String::new(),
         advertise: "127.0.0.1:7443".into(),
         name: "manager-2".into(),
     };

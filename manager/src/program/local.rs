@@ -55,7 +55,10 @@ impl local_server::Local for LocalService {
                 status.set_phase(Phase::Uninitialised);
                 status.detail = detail;
             }
-            Stage::Entering => status.set_phase(Phase::Joining),
+            Stage::Entering { detail } => {
+                status.set_phase(Phase::Joining);
+                status.detail = detail;
+            }
             Stage::Locked(locked) => {
                 status.set_phase(Phase::Locked);
                 status.node_id = locked.subject.node.to_wire();
@@ -140,8 +143,8 @@ impl local_server::Local for LocalService {
                     name: locked.name,
                 }));
             }
-            stage @ Stage::Locked(_) => return Err(taken(stage)),
-            Stage::Empty { .. } | Stage::Entering => {
+            stage @ (Stage::Locked(_) | Stage::Entering { .. }) => return Err(taken(stage)),
+            Stage::Empty { .. } => {
                 return Err(refuse(
                     Code::NotMember,
                     tonic::Code::FailedPrecondition,
@@ -257,10 +260,10 @@ fn taken(stage: Stage) -> Status {
             "this manager waits for its unlock key",
             "`bulkhead cluster unlock`; where the key is lost for good: `bulkhead cluster leave --force`, and join again",
         ),
-        Stage::Entering => (
+        Stage::Entering { .. } => (
             Code::NotReady,
             "this manager is entering a cluster now",
-            "wait for it",
+            "wait for it; a wait for approval ends with `bulkhead node approve` or `node reject` at the cluster",
         ),
         Stage::Empty { .. } | Stage::Member(_) => (
             Code::AlreadyMember,
@@ -378,21 +381,27 @@ pub(super) async fn join_cluster(
         addresses: order.addresses,
         role: bulkhead_proto::Role::Manager,
         description: describe(),
+        listen: order.listen.clone(),
         advertise: order.advertise.clone(),
         name: order.name,
     };
-    let joining = join::enrol(
-        enrolment,
-        &program.attempts,
-        &*program.machine.clock,
-        steps.clone(),
-    );
-    let enrolled = match joining.await {
-        Ok(enrolled) => enrolled,
-        Err(error) => {
+    let (told, telling) = mpsc::channel(STEPS);
+    let joining = async {
+        let joining = join::enrol(enrolment, &program.attempts, &*program.machine.clock, told);
+        // It may wait for an operator, for days.
+        tokio::select! {
+            biased;
+            () = program.stop.cancelled() => None,
+            joined = joining => Some(joined),
+        }
+    };
+    let enrolled = match tokio::join!(joining, tell(program, telling, &steps)) {
+        (Some(Ok(enrolled)), ()) => enrolled,
+        (Some(Err(error)), ()) => {
             tracing::warn!(error = chain(&error), "not joined");
             return None;
         }
+        (None, ()) => return None,
     };
     let say = async |state: StepState, detail: String, hint: &str, node: Option<NodeId>| {
         let step = JoinProgress {
@@ -436,5 +445,16 @@ pub(super) async fn join_cluster(
             say(StepState::Failed, error, hint, None).await;
             None
         }
+    }
+}
+
+/// Passes the steps on; what is waited for shows in the status, too.
+async fn tell(program: &Program, mut from: mpsc::Receiver<JoinProgress>, to: &mpsc::Sender<JoinProgress>) {
+    while let Some(step) = from.recv().await {
+        program.stage.entering(match step.state() {
+            StepState::Waiting => format!("waits {}", step.detail),
+            _ => String::new(),
+        });
+        let _gone = to.send(step).await; // whoever asked may have left; the join goes on
     }
 }

@@ -64,6 +64,11 @@ impl Machine {
         self.data.join("keys")
     }
 
+    /// A join that waits for approval.
+    pub(super) fn joining(&self) -> PathBuf {
+        self.data.join("joining")
+    }
+
     fn store(&self) -> PathBuf {
         self.data.join("raft")
     }

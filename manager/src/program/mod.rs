@@ -26,6 +26,7 @@ use bulkhead_identity::join::Attempts;
 use bulkhead_identity::local::{self as socket, LocalConnection};
 use bulkhead_identity::seam::{SystemClock, SystemEntropy};
 use bulkhead_identity::store::{KeyFile, StoreError};
+use bulkhead_proto::Role;
 use bulkhead_proto::wire::JoinRequest;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
@@ -122,19 +123,18 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramE
         clock: Arc::new(SystemClock::start()),
         entropy: Arc::new(SystemEntropy),
     };
+    let attempts = Attempts::kept(&machine.joining(), Role::Manager);
     let program = Arc::new(Program {
         machine,
         stage: Arc::new(Stages::new()),
-        attempts: Attempts::default(),
+        attempts,
         work: Work(Mutex::default()),
         stop: stop.clone(),
         failed,
     });
     resume(&program, config.unlock_key_file.as_deref()).await?;
-    if let Some(join) = config.join
-        && matches!(program.stage.view(), Stage::Empty { .. })
-    {
-        program.work.spawn(join_by_itself(program.clone(), join));
+    if matches!(program.stage.view(), Stage::Empty { .. }) {
+        program.work.spawn(join_by_itself(program.clone(), config.join));
     }
     program.work.spawn(serve_local(program.clone(), incoming));
     tracing::info!(socket = %config.socket.display(), "waiting on the local socket");
@@ -284,57 +284,75 @@ where
         let Some(Ok(connection)) = connection else { return };
         let server = match program.stage.view() {
             Stage::Member(member) => member.local.clone(),
-            Stage::Empty { .. } | Stage::Entering | Stage::Locked(_) => waiting.clone(),
+            Stage::Empty { .. } | Stage::Entering { .. } | Stage::Locked(_) => waiting.clone(),
         };
         // A caller that finds the queue full is turned away; it tries again.
         let _full = server.try_send(connection);
     }
 }
 
-/// Joins with the ticket in a file, as soon as it is there, and again until it worked.
-async fn join_by_itself(program: Arc<Program>, join: Join) {
-    loop {
-        if let Some(ticket) = read_text(&join.ticket_file) {
-            let request = JoinRequest {
-                ticket: ticket.to_string(),
-                addresses: join.addresses.clone(),
-                listen: join.listen.clone(),
-                advertise: join.advertise.clone(),
-                name: join.name.clone(),
-            };
-            let order = match JoinOrder::parse(&request) {
-                Ok(order) => order,
-                Err(status) => {
-                    tracing::error!(reason = status.message(), "cannot join");
-                    return;
-                }
-            };
-            let Ok(entering) = program.stage.enter() else {
-                return;
-            };
-            let (steps, mut progress) = mpsc::channel(BACKLOG);
-            let joined = local::join_cluster(&program, order, steps);
-            let told = async {
-                while let Some(step) = progress.recv().await {
-                    tracing::info!(
-                        step = step.step,
-                        detail = step.detail,
-                        hint = step.hint,
-                        "joining"
-                    );
-                }
-            };
-            if let (Some(member), ()) = tokio::join!(joined, told) {
-                entering.done(Stage::Member(member));
-                return;
-            }
-            drop(entering);
+/// Goes on with a join that waited for approval when the program ended; then joins with the ticket in a file, as soon as
+/// it is there, and again until it worked.
+async fn join_by_itself(program: Arc<Program>, join: Option<Join>) {
+    while let Some(request) = next_request(&program, join.as_ref()) {
+        if let Some(request) = request
+            && try_once(&program, &request).await
+        {
+            return;
         }
         tokio::select! {
             biased;
             () = program.stop.cancelled() => return,
             () = sleep(JOIN_RETRY) => {}
         }
+    }
+}
+
+/// What to join with now, if it is there; nothing once there is nothing to wait for.
+fn next_request(program: &Program, join: Option<&Join>) -> Option<Option<JoinRequest>> {
+    if let Some(pending) = program.attempts.pending() {
+        return Some(Some(pending));
+    }
+    let join = join?;
+    Some(read_text(&join.ticket_file).map(|ticket| JoinRequest {
+        ticket: ticket.to_string(),
+        addresses: join.addresses.clone(),
+        listen: join.listen.clone(),
+        advertise: join.advertise.clone(),
+        name: join.name.clone(),
+    }))
+}
+
+/// One try; whether there is nothing more to try.
+async fn try_once(program: &Arc<Program>, request: &JoinRequest) -> bool {
+    let order = match JoinOrder::parse(request) {
+        Ok(order) => order,
+        Err(status) => {
+            tracing::error!(reason = status.message(), "cannot join");
+            return true;
+        }
+    };
+    let Ok(entering) = program.stage.enter() else {
+        return true;
+    };
+    let (steps, mut progress) = mpsc::channel(BACKLOG);
+    let joined = local::join_cluster(program, order, steps);
+    let told = async {
+        while let Some(step) = progress.recv().await {
+            tracing::info!(
+                step = step.step,
+                detail = step.detail,
+                hint = step.hint,
+                "joining"
+            );
+        }
+    };
+    match tokio::join!(joined, told) {
+        (Some(member), ()) => {
+            entering.done(Stage::Member(member));
+            true
+        }
+        (None, ()) => false, // the stage falls back
     }
 }
 

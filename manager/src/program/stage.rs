@@ -10,7 +10,7 @@ use super::member::Member;
 #[derive(Clone)]
 pub(super) enum Stage {
     Empty { detail: String },
-    Entering,
+    Entering { detail: String },
     Locked(Box<Locked>),
     Member(Arc<Member>),
 }
@@ -52,7 +52,9 @@ impl Stages {
         if !may(&stage) {
             return Err(stage.clone());
         }
-        *stage = Stage::Entering;
+        *stage = Stage::Entering {
+            detail: String::new(),
+        };
         Ok(Entering {
             stages: self.clone(),
             otherwise: Some(otherwise),
@@ -62,6 +64,13 @@ impl Stages {
     /// The program waits for its unlock key.
     pub(super) fn locked(&self, locked: Box<Locked>) {
         *self.lock() = Stage::Locked(locked);
+    }
+
+    /// How far an entry that is under way came.
+    pub(super) fn entering(&self, now: String) {
+        if let Stage::Entering { detail } = &mut *self.lock() {
+            *detail = now;
+        }
     }
 
     /// The member is no more: the program may enter a cluster again.

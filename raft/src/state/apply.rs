@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    Change, Event, KeyRingEpoch, Kind, Meta, Node, Object, Outcome, Precondition, Rejection,
-    RejectionCode as Code, Role, Sealed, Task, TaskObserved, TaskState, TicketUse, Tombstone, Transaction,
-    change::Change as Step, event, object::Object as Any, precondition::Precondition as Condition,
+    Change, Event, JudgeWaiting, KeyRingEpoch, Kind, Meta, Node, Object, Outcome, Precondition, Rejection,
+    RejectionCode as Code, Role, Sealed, Task, TaskObserved, TaskState, Ticket, TicketUse, Tombstone,
+    Transaction, change::Change as Step, event, object::Object as Any,
+    precondition::Precondition as Condition,
 };
 use prost::Message as _;
 
@@ -22,6 +23,9 @@ pub(super) const TOMBSTONES: usize = 1_024;
 /// A removed key is forgotten after this time beyond the validity of certificates: by then its certificate has expired,
 /// the grace for enrolling again (30 d at most) is over, and no clock is that wrong.
 const TOMBSTONE_GRACE_MS: i64 = 31 * 86_400_000;
+
+/// Why a node with a ticket that asks for approval is not made.
+const UNAPPROVED: &str = "the ticket asks for an operator's approval";
 
 /// What an entry did. A rejected one changed nothing but the index.
 #[derive(Debug)]
@@ -278,6 +282,7 @@ impl Run<'_> {
                 self.delete(Key::from_wire(reference).ok_or_else(|| invalid("malformed reference"))?)
             }
             Some(Step::UseTicket(ticket)) => self.use_ticket(ticket),
+            Some(Step::JudgeWaiting(judgement)) => self.judge_waiting(judgement),
             Some(Step::TaskObserved(report)) => self.observe(report),
             Some(Step::AddTombstone(add)) => self.add_tombstone(add.tombstone.as_ref()),
             None => Err(invalid("empty change")),
@@ -291,6 +296,7 @@ impl Run<'_> {
         }
         let mut new = object.clone();
         if let Some(Any::Node(node)) = &mut new.object {
+            self.check_ticket(key, node)?;
             node.member_id = self.new_member_id(node);
         }
         self.put(key, new)
@@ -356,16 +362,7 @@ impl Run<'_> {
     }
 
     fn use_ticket(&mut self, ticket_use: &TicketUse) -> Result<(), Rejection> {
-        let id = ticket_use
-            .ticket_id
-            .as_slice()
-            .try_into()
-            .map_err(|_| invalid("malformed ticket id"))?;
-        let key = Key::new(Kind::Ticket, id);
-        let mut object = Object::clone(&*self.existing(key)?);
-        let Some(Any::Ticket(ticket)) = &mut object.object else {
-            return Err(invalid("not a ticket"));
-        };
+        let (key, mut ticket) = self.ticket(&ticket_use.ticket_id)?;
         if ticket.expires_at <= self.transaction.at {
             return Err(reject(Code::Ticket, Some(key), "the ticket expired"));
         }
@@ -373,7 +370,82 @@ impl Run<'_> {
             .uses_left
             .checked_sub(1)
             .ok_or_else(|| reject(Code::Ticket, Some(key), "the ticket is used up"))?;
-        self.put(key, object)
+        match (&ticket_use.waiting, ticket.approve) {
+            (None, false) => {}
+            (Some(waiting), true) => {
+                let known = |id: &[u8]| id == waiting.key_id;
+                let waits = ticket.waiting.iter().any(|it| known(&it.key_id));
+                if waiting.key_id.len() != 32 || waits || ticket.rejected.iter().any(|id| known(id)) {
+                    return Err(reject(
+                        Code::Ticket,
+                        Some(key),
+                        "this key waits already, or was rejected",
+                    ));
+                }
+                if ticket.waiting.len() >= limits::TICKET_WAITING {
+                    return Err(reject(Code::Ticket, Some(key), "too many wait with this ticket"));
+                }
+                ticket.waiting.push(waiting.clone());
+            }
+            (None, true) => return Err(reject(Code::Ticket, Some(key), UNAPPROVED)),
+            (Some(_), false) => return Err(invalid("the ticket asks for no approval")),
+        }
+        self.put(key, ticket_object(ticket))
+    }
+
+    /// An operator's word about someone who waits. Admission comes with the creation of the node.
+    fn judge_waiting(&mut self, judgement: &JudgeWaiting) -> Result<(), Rejection> {
+        let (key, mut ticket) = self.ticket(&judgement.ticket_id)?;
+        let place = ticket.waiting.iter().position(|it| it.key_id == judgement.key_id);
+        let place = place.ok_or_else(|| reject(Code::NotFound, Some(key), "nobody with this key waits"))?;
+        if judgement.admit && ticket.expires_at <= self.transaction.at {
+            return Err(reject(Code::Ticket, Some(key), "the ticket expired"));
+        }
+        let judged = ticket.waiting.remove(place);
+        if !judgement.admit {
+            if ticket.rejected.len() >= limits::TICKET_WAITING {
+                ticket.rejected.remove(0);
+            }
+            ticket.rejected.push(judged.key_id);
+        }
+        self.put(key, ticket_object(ticket))
+    }
+
+    fn ticket(&self, id: &[u8]) -> Result<(Key, Ticket), Rejection> {
+        let id = id.try_into().map_err(|_| invalid("malformed ticket id"))?;
+        let key = Key::new(Kind::Ticket, id);
+        match &self.existing(key)?.object {
+            Some(Any::Ticket(ticket)) => Ok((key, ticket.clone())),
+            _ => Err(invalid("not a ticket")),
+        }
+    }
+
+    /// A node is what its ticket says: of the one name, and approved, where the ticket asks for that. A ticket that is
+    /// gone asks for nothing: whoever uses it is refused before.
+    fn check_ticket(&self, key: Key, node: &Node) -> Result<(), Rejection> {
+        let Ok((_, ticket)) = self.ticket(&node.ticket_id) else {
+            return Ok(());
+        };
+        if !ticket.for_node.is_empty() && ticket.for_node != node.name {
+            return Err(reject(
+                Code::Ticket,
+                Some(key),
+                "the ticket is for a node of another name",
+            ));
+        }
+        let approved = |change: &Change| match &change.change {
+            Some(Step::JudgeWaiting(it)) => {
+                let [of_node] = node.keys.as_slice() else {
+                    return false;
+                };
+                it.admit && it.ticket_id == node.ticket_id && it.key_id == of_node.key_id
+            }
+            _ => false,
+        };
+        if ticket.approve && !self.transaction.changes.iter().any(approved) {
+            return Err(reject(Code::Ticket, Some(key), UNAPPROVED));
+        }
+        Ok(())
     }
 
     /// Reports come in batches from many workers, so one that does not count is passed over, not refused.
@@ -554,6 +626,12 @@ fn sealed_under(object: &Object, known: impl Fn(u32) -> bool) -> bool {
                 && lock.into_iter().all(|it| known(&it.key))
         }
         _ => true,
+    }
+}
+
+fn ticket_object(ticket: Ticket) -> Object {
+    Object {
+        object: Some(Any::Ticket(ticket)),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    AddTombstone, Change, Cluster, Envelope, KeyRingEpoch, Kind, Node, NodeKey, Object, Precondition,
-    RejectionCode, Role, Sealed, Secret, Tombstone, Transaction, VersionIs, change::Change as Step,
-    object::Object as Any, precondition::Precondition as Condition,
+    AddTombstone, Change, Cluster, Envelope, JudgeWaiting, KeyRingEpoch, Kind, Node, NodeKey, Object,
+    Precondition, RejectionCode, Role, Sealed, Secret, Ticket, TicketUse, Tombstone, Transaction, VersionIs,
+    Waiting, change::Change as Step, object::Object as Any, precondition::Precondition as Condition,
 };
 use prost::Message as _;
 
@@ -405,4 +405,155 @@ fn nothing_is_sealed_under_an_epoch_that_is_no_more() {
         "planned before the epoch went"
     );
     must(&mut state, vec![Step::Create(secret(3, 2))]);
+}
+
+fn ticket(edit: impl FnOnce(&mut Ticket)) -> State {
+    let mut state = State::default();
+    let mut ticket = Ticket {
+        id: vec![1; 16],
+        expires_at: 100,
+        uses_left: 2,
+        ..Default::default()
+    };
+    edit(&mut ticket);
+    let made = apply(
+        &mut state,
+        Given::default(),
+        vec![Step::Create(object(Any::Ticket(ticket)))],
+    );
+    assert_eq!(made, None);
+    state
+}
+
+fn uses(waiting: Option<u8>) -> Step {
+    Step::UseTicket(TicketUse {
+        ticket_id: vec![1; 16],
+        waiting: waiting.map(|key| Waiting {
+            key_id: vec![key; 32],
+            ..Default::default()
+        }),
+    })
+}
+
+fn judge(key: u8, admit: bool) -> Step {
+    Step::JudgeWaiting(JudgeWaiting {
+        ticket_id: vec![1; 16],
+        key_id: vec![key; 32],
+        admit,
+    })
+}
+
+fn joins(n: u8) -> Step {
+    let mut joining = node(n, Role::Worker, &[n], false);
+    if let Some(Any::Node(node)) = &mut joining.object {
+        node.ticket_id = vec![1; 16];
+    }
+    Step::Create(joining)
+}
+
+#[test]
+fn a_ticket_for_one_node_makes_no_other() {
+    let mut state = ticket(|it| it.for_node = "node-4".into());
+    let refused = apply(&mut state, Given::default(), vec![uses(None), joins(3)]);
+    assert_eq!(refused, Some(RejectionCode::Ticket));
+    assert_eq!(
+        apply(&mut state, Given::default(), vec![uses(None), joins(4)]),
+        None
+    );
+}
+
+#[test]
+fn nobody_joins_unapproved_with_a_ticket_that_asks_for_approval() {
+    let at = |at| Given {
+        at,
+        ..Given::default()
+    };
+    let mut state = ticket(|it| it.approve = true);
+    let mut check = |given, steps, want, what: &str| {
+        assert_eq!(apply(&mut state, given, steps), want, "{what}");
+    };
+    let ticket = Some(RejectionCode::Ticket);
+    check(
+        at(0),
+        vec![uses(None), joins(3)],
+        ticket,
+        "as with another ticket",
+    );
+    check(at(0), vec![joins(3)], ticket, "without the ticket's use");
+    check(
+        at(0),
+        vec![judge(3, true), joins(3)],
+        Some(RejectionCode::NotFound),
+        "it does not wait",
+    );
+    check(at(0), vec![uses(Some(3))], None, "it waits");
+    check(at(0), vec![uses(Some(3))], ticket, "it waits once");
+    check(
+        at(0),
+        vec![judge(3, true), joins(4)],
+        ticket,
+        "another's approval",
+    );
+    check(
+        at(0),
+        vec![judge(3, false), joins(3)],
+        ticket,
+        "a rejection is no approval",
+    );
+    check(
+        at(100),
+        vec![judge(3, true), joins(3)],
+        ticket,
+        "the ticket ended",
+    );
+    check(at(0), vec![judge(3, true), joins(3)], None, "approved");
+    check(
+        at(0),
+        vec![judge(3, true)],
+        Some(RejectionCode::NotFound),
+        "it waits no more",
+    );
+    check(at(0), vec![uses(Some(5))], None, "the second use");
+    check(at(0), vec![judge(5, false)], None, "rejected");
+    check(
+        at(0),
+        vec![uses(Some(5))],
+        ticket,
+        "a rejected key, and no use is left",
+    );
+}
+
+#[test]
+fn who_waits_and_who_was_rejected_are_bounded() {
+    let mut state = ticket(|it| {
+        it.approve = true;
+        it.uses_left = 1_000;
+    });
+    let most = u8::try_from(limits::TICKET_WAITING).expect("small");
+    for key in 0..most {
+        assert_eq!(apply(&mut state, Given::default(), vec![uses(Some(key))]), None);
+    }
+    let refused = apply(&mut state, Given::default(), vec![uses(Some(most))]);
+    assert_eq!(refused, Some(RejectionCode::Ticket));
+    for key in 0..=most {
+        if key == most {
+            assert_eq!(apply(&mut state, Given::default(), vec![uses(Some(key))]), None);
+        }
+        assert_eq!(apply(&mut state, Given::default(), vec![judge(key, false)]), None);
+    }
+    let found = state.list(Kind::Ticket).next().expect("there");
+    let Some(Any::Ticket(found)) = &found.object else {
+        panic!("a ticket");
+    };
+    assert_eq!(
+        (found.waiting.len(), found.rejected.len()),
+        (0, limits::TICKET_WAITING)
+    );
+}
+
+#[test]
+fn nobody_waits_with_a_ticket_that_asks_for_no_approval() {
+    let mut state = ticket(|_| ());
+    let refused = apply(&mut state, Given::default(), vec![uses(Some(3))]);
+    assert_eq!(refused, Some(RejectionCode::Invalid));
 }

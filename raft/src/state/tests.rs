@@ -218,7 +218,12 @@ fn a_ticket_admits_as_often_as_it_says_and_a_retry_counts_once() {
         expires_at: 2_000,
         ..Default::default()
     };
-    let spend = || Step::UseTicket(TicketUse { ticket_id: id(1) });
+    let spend = || {
+        Step::UseTicket(TicketUse {
+            ticket_id: id(1),
+            waiting: None,
+        })
+    };
     assert_eq!(
         apply(&mut state, 1, vec![Step::Create(object(Any::Ticket(ticket)))]),
         None
@@ -240,7 +245,10 @@ fn a_ticket_admits_as_often_as_it_says_and_a_retry_counts_once() {
         apply(&mut state, 4, vec![Step::Create(object(Any::Ticket(expired)))]),
         None
     );
-    let spend = Step::UseTicket(TicketUse { ticket_id: id(2) });
+    let spend = Step::UseTicket(TicketUse {
+        ticket_id: id(2),
+        waiting: None,
+    });
     assert_eq!(apply(&mut state, 5, vec![spend]), Some(RejectionCode::Ticket));
 }
 
@@ -259,7 +267,10 @@ fn another_node_under_the_request_of_the_last_one_is_no_retry() {
     );
     let join = |n| {
         vec![
-            Step::UseTicket(TicketUse { ticket_id: id(1) }),
+            Step::UseTicket(TicketUse {
+                ticket_id: id(1),
+                waiting: None,
+            }),
             Step::Create(node(n)),
         ]
     };
@@ -376,7 +387,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => any_object.prop_map(Step::Replace),
         2 => (0..9i32, small()).prop_map(|(kind, n)| Step::Delete(bulkhead_proto::wire::ObjectRef { kind, id: id(n) })),
         2 => (small(), small(), states).prop_map(|(t, n, state)| observed(t, n, state)),
-        1 => prop::collection::vec(any::<u8>(), 0..20).prop_map(|ticket_id| Step::UseTicket(TicketUse { ticket_id })),
+        1 => prop::collection::vec(any::<u8>(), 0..20).prop_map(|ticket_id| Step::UseTicket(TicketUse { ticket_id, waiting: None })),
     ]
 }
 

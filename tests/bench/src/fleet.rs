@@ -77,6 +77,7 @@ impl Simulated {
                 ..Default::default()
             },
             advertise: String::new(),
+            listen: String::new(),
             name,
         };
         let (steps, mut said) = mpsc::channel(QUEUE);
@@ -190,6 +191,7 @@ pub(crate) async fn renew(identity: &Identity, client: &mut DispatcherClient<Cha
     let request = RenewRequest {
         csr: key.csr()?,
         request_id: new_id()?,
+        ..Default::default()
     };
     let answer = client.renew(request).await?.into_inner();
     let credentials = Credentials {

@@ -90,6 +90,149 @@ fn strangers_hear_no_ticket_and_serve_no_operator() {
     assert!(!refused.out.contains("manager-1"), "{}", refused.whole());
 }
 
+#[test]
+fn who_needs_approval_waits_for_it_across_restarts() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::up(1, 0);
+    let joiner = Spawned::manager(&lab, "joiner");
+    let ours = Tickets {
+        lab: &lab,
+        joiner: &joiner,
+    };
+    let ticket = ours.create("--role manager --approve --for-node second --uses 1");
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| ours.as_manager(&ticket));
+        let waiting = until_waiting(&lab, "second");
+        let key = text(&waiting, "key_id");
+        // Both sides show the same key, and nobody else's name or ticket was taken.
+        lab.run("node ls").says(&key);
+        eventually("the program says what it waits for", || {
+            let status = lab.run(&format!("health --socket {}", joiner.socket().display()));
+            let said = status.err.contains("node approve second") && status.err.contains(&key);
+            said.then_some(()).ok_or(status.whole())
+        });
+        lab.run("node reject nobody").refused(3, "BH-E0060");
+        lab.ok("node reject second");
+        let refused = joining.join().expect("a thread");
+        refused
+            .refused(8, "BH-E0092")
+            .says("waits for 'bulkhead node approve second'");
+    });
+    assert_eq!(lab.list("node ls").len(), 1, "nobody joined");
+
+    let ticket = ours.create("--role manager --approve");
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| ours.as_manager(&ticket));
+        let waiting = lab.list("node ls --filter state=waiting");
+        assert!(waiting.len() < 2, "{waiting:?}");
+        let name = text(&until_waiting(&lab, ""), "name");
+        // Neither side keeps it in memory alone.
+        lab.ok("dev kill manager-1 --agent-only");
+        let before = until_waiting(&lab, &name);
+        joiner.restart(&lab);
+        joining.join().expect("a thread");
+        assert_eq!(
+            text(&until_waiting(&lab, &name), "key_id"),
+            text(&before, "key_id")
+        );
+        lab.ok(&format!("node approve {name}"));
+        eventually("it votes", || {
+            let nodes = lab.list(&format!("node ls --filter name={name} --filter state=ready"));
+            (nodes.len() == 1).then_some(()).ok_or_else(|| joiner.log())
+        });
+        assert!(
+            !lab.folder().join("joiner/joining").exists(),
+            "nothing of it stays"
+        );
+    });
+}
+
+#[test]
+fn a_ticket_on_the_line_is_taken_and_taken_off_it() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::up(1, 0);
+    let ticket = text(&lab.json("cluster ticket create --role operator"), "ticket");
+    let address = format!("{}:7443", lab.address("manager-1"));
+    let answer = lab.run(&format!(
+        "operator join --context by-line --name eve {address} --ticket {ticket}"
+    ));
+    assert!(
+        answer.err.contains("warning: a ticket on the command line"),
+        "{}",
+        answer.whole()
+    );
+    silent(answer, &ticket).success();
+    lab.ok("context use dev");
+
+    // One that waits shows what stands on its line meanwhile.
+    let joiner = Spawned::manager(&lab, "joiner");
+    let ticket = text(
+        &lab.json("cluster ticket create --role manager --approve"),
+        "ticket",
+    );
+    let own = format!("{}.202:7443", lab.network());
+    let line = format!(
+        "cluster join --socket {} --ticket {ticket} --listen {own} --advertise {own} {address}",
+        joiner.socket().display()
+    );
+    let mut child = lab
+        .command(&line)
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("it starts");
+    until_waiting(&lab, "");
+    let shown = std::fs::read(format!("/proc/{}/cmdline", child.id())).expect("it runs");
+    let shown = String::from_utf8_lossy(&shown).replace('\0', " ");
+    child.kill().expect("it runs");
+    child.wait().expect("a child");
+    assert!(
+        shown.contains("--ticket-file -") && !shown.contains(secret(&ticket)),
+        "{shown}"
+    );
+}
+
+#[test]
+fn all_tickets_are_revoked_at_once_and_guessing_is_slow() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::up(1, 0);
+    let joiner = Spawned::manager(&lab, "joiner");
+    let ours = Tickets {
+        lab: &lab,
+        joiner: &joiner,
+    };
+    let tickets = [(); 3].map(|()| ours.create("--role operator"));
+    lab.run("cluster ticket revoke --all").refused(2, "BH-E0130");
+    assert_eq!(lab.ok("cluster ticket revoke --all -y").lines().count(), 3);
+    assert!(lab.list("cluster ticket ls").is_empty());
+    for ticket in &tickets {
+        ours.operator(ticket).refused(8, "BH-E0081");
+    }
+    // Ten wrong ones are heard; then nobody at this address is, with whatever ticket.
+    let mut answers = (0..20).map(|_| ours.operator(&with_other_end(&tickets[0])));
+    let busy = answers
+        .find(|answer| answer.err.contains("BH-E0053"))
+        .expect("one is too many");
+    busy.refused(9, "BH-E0053");
+    assert!(lab.log("manager-1").contains("too many wrong tickets"));
+}
+
+/// The one who waits for approval, under this name if one is given.
+fn until_waiting(lab: &Lab, name: &str) -> Value {
+    eventually("someone waits", || {
+        let waiting = lab.list("node ls --filter state=waiting");
+        match waiting.as_slice() {
+            [one] if name.is_empty() || text(one, "name") == name => Ok(one.clone()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+}
+
 /// Tickets of a cluster, and a manager that would join it.
 struct Tickets<'a> {
     lab: &'a Lab,

@@ -450,6 +450,7 @@ impl Enrolment for Shared {
             cluster_id: self.cluster.id.to_wire(),
             now: now_ms(),
             challenge: b"challenge".to_vec(),
+            ..Default::default()
         }))
     }
 
@@ -478,6 +479,7 @@ impl Enrolment for Shared {
             index: 1,
             name: request.name,
             chain: Vec::new(),
+            ..Default::default()
         }))
     }
 
