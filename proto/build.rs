@@ -36,6 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "bulkhead.v1.CreateTicketResponse",
             "bulkhead.v1.JoinRequest",
             "bulkhead.v1.EnrolResponse",
+            "bulkhead.v1.RenewResponse",
             "bulkhead.v1.InitResponse",
             "bulkhead.v1.UnlockRequest",
             "bulkhead.v1.GetUnlockKeyResponse",

@@ -45,6 +45,7 @@ async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus)
         let request = RenewRequest {
             csr: key.csr()?,
             request_id,
+            ..Default::default()
         };
         let answer = DispatcherClient::new(channel).renew(request).await?.into_inner();
         context.replace(Credentials {

@@ -158,6 +158,7 @@ fn write(
         managers,
         manager: None,
         lock: None,
+        standby: None,
     };
     file.save(path).map_err(|e| {
         let place = path.display().to_string();

@@ -1,5 +1,7 @@
 //! `node`: the machines of the cluster, managers and workers.
 
+mod role;
+
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     Availability, ClusterStatus, GetExposureRequest, Label, ListRequest, ListTasksRequest, Node, NodeStatus,
@@ -57,6 +59,30 @@ pub(crate) enum NodeVerb {
         /// Even a manager of the quorum that is lost for good
         #[arg(long)]
         force: bool,
+    },
+    /// Makes managers of standbys
+    Promote {
+        /// Names, ids or unique prefixes of ids
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+        /// Does not wait until they vote
+        #[arg(short, long)]
+        detach: bool,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Makes a standby of a manager, and renews the key ring and the root that it could open
+    Demote {
+        /// Name, id or unique prefix of an id
+        node: String,
+        /// Renews nothing: the machine is trusted to keep no copy of what it could open
+        #[arg(long)]
+        clean: bool,
+        /// Does not wait until it is one
+        #[arg(short, long)]
+        detach: bool,
+        #[command(flatten)]
+        patience: Patience,
     },
     /// Lets in who waits with a ticket that asks for approval
     Approve {
@@ -167,6 +193,17 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
                 quarantine(app, selector, force).await?;
             }
         }
+        NodeVerb::Promote {
+            nodes,
+            detach,
+            patience,
+        } => return role::promote(app, nodes, detach, patience).await,
+        NodeVerb::Demote {
+            node,
+            clean,
+            detach,
+            patience,
+        } => return role::demote(app, node, clean, detach, patience).await,
         NodeVerb::Approve { nodes } => {
             let mut connection = app.connect()?;
             for selector in nodes {
@@ -255,7 +292,7 @@ fn judged(selector: String) -> (String, RemoveRequest) {
     let request = RemoveRequest {
         request_id: text::new_id().to_vec(),
         selector,
-        force: false,
+        ..Default::default()
     };
     (place, request)
 }
@@ -552,6 +589,10 @@ pub(crate) fn json(node: &Node, status: &ClusterStatus) -> Value {
         "state_since": text::time(node.status_since),
         "availability": availability_word(node),
         "leader": member.is_some_and(|m| m.leader),
+        "wanted_role": match node.wanted_role() {
+            Role::Unspecified => text::role(node.role()),
+            wanted => text::role(wanted),
+        },
         "voter": member.is_some_and(|m| m.voter),
         "member_id": node.member_id,
         "labels": text::labels(&node.labels),

@@ -287,7 +287,7 @@ fn check_extensions(x509: &X509Certificate<'_>, subject: &Subject) -> Result<(),
     }
 }
 
-/// Managers serve and call; workers and operators only call.
+/// Managers serve and call; all others only call.
 fn fits_role(usage: &ExtendedKeyUsage<'_>, role: Role) -> bool {
     let others = usage.any
         || usage.code_signing
@@ -305,7 +305,7 @@ fn names_are(names: &SubjectAlternativeName<'_>, subject: &Subject) -> bool {
         (Role::Manager, [GeneralName::URI(first), GeneralName::DNSName(second)]) => {
             *first == uri && *second == dns
         }
-        (Role::Worker | Role::Operator, [GeneralName::URI(only)]) => *only == uri,
+        (Role::Worker | Role::Operator | Role::Standby, [GeneralName::URI(only)]) => *only == uri,
         _ => false,
     }
 }

@@ -366,6 +366,7 @@ impl Joiner<'_> {
                 Role::Manager => wire::Role::Manager,
                 Role::Worker => wire::Role::Worker,
                 Role::Operator => wire::Role::Operator,
+                Role::Standby => wire::Role::Standby,
             }
             .into(),
         };

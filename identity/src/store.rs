@@ -42,6 +42,17 @@ pub struct KeyFile {
     pub manager: Option<ManagerPart>,
     /// What its secret part is sealed with when it is written; nothing: it is written in the clear.
     pub lock: Option<UnlockKey>,
+    /// What only a standby has.
+    pub standby: Option<StandbyPart>,
+}
+
+/// Where a standby will be reached, once it is a manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandbyPart {
+    /// Where it will listen, `host:port`.
+    pub listen: String,
+    /// Where others will reach it, `host:port`.
+    pub advertise: String,
 }
 
 /// What a manager keeps beside its credentials. A copy is for taking back a change that could not be written.
@@ -167,6 +178,16 @@ struct Record {
     chain: Vec<Vec<u8>>,
     #[prost(bytes = "vec", tag = "8")]
     former: Vec<u8>,
+    #[prost(message, optional, tag = "9")]
+    standby: Option<StandbyRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StandbyRecord {
+    #[prost(string, tag = "1")]
+    listen: String,
+    #[prost(string, tag = "2")]
+    advertise: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -388,6 +409,10 @@ impl KeyFile {
                     .as_ref()
                     .map_or(Vec::new(), |key| key.to_vec()),
             }),
+            standby: self.standby.as_ref().map(|part| StandbyRecord {
+                listen: part.listen.clone(),
+                advertise: part.advertise.clone(),
+            }),
         };
         let Some(lock) = &self.lock else {
             return Ok(framed(MARK, &record));
@@ -507,6 +532,10 @@ fn key_file(mut record: Record, lock: Option<UnlockKey>) -> Result<KeyFile, &'st
         managers: std::mem::take(&mut record.managers),
         manager,
         lock,
+        standby: record.standby.take().map(|part| StandbyPart {
+            listen: part.listen,
+            advertise: part.advertise,
+        }),
     })
 }
 
@@ -622,6 +651,10 @@ mod tests {
                 listen: "0.0.0.0:7443".into(),
                 advertise: "127.0.0.1:7443".into(),
             }),
+            standby: Some(StandbyPart {
+                listen: "0.0.0.0:7443".into(),
+                advertise: "127.0.0.1:7443".into(),
+            }),
             lock: None,
         }
     }
@@ -733,6 +766,7 @@ mod tests {
         let read = KeyFile::load(&path).expect("our own file");
         assert_eq!(*read.encode().expect("encoded"), *file.encode().expect("encoded"));
         assert_eq!(read.subject(), file.subject());
+        assert_eq!(read.standby, file.standby);
         let part = read.manager.as_ref().expect("a manager's part");
         assert_eq!((part.data_key[0], part.envelope_key[0], part.store[0]), (4, 5, 3));
         let printed = format!("{read:?} {part:?} {:?}", read.credentials);

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use bulkhead_identity::process::{self, Program};
 use bulkhead_manager::program::{self, Config, Join};
 use bulkhead_manager::refusal::chain;
+use bulkhead_proto::Role;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,9 @@ struct Arguments {
     /// The local socket [default: DIR/manager.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Joins as a standby: it holds nothing of the cluster until `bulkhead node promote`
+    #[arg(long)]
+    standby: bool,
     /// Join this cluster by itself: a manager's HOST:PORT, may be repeated
     #[arg(long, value_name = "ADDR", requires = "ticket_file")]
     join: Vec<String>,
@@ -119,6 +123,10 @@ async fn run(arguments: Arguments) -> Result<(), program::ProgramError> {
         socket,
         join,
         unlock_key_file: arguments.unlock_key_file.or_else(credential),
+        role: match arguments.standby {
+            true => Role::Standby,
+            false => Role::Manager,
+        },
     };
     let ended = program::run(config, stop).await;
     signals.abort();

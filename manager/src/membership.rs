@@ -11,7 +11,12 @@ pub use gate::Gate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bulkhead_proto::wire::{self, Availability, Cluster, Kind, Node, change, object, precondition};
+use bulkhead_identity::Certificate;
+use bulkhead_proto::Role;
+use bulkhead_proto::wire::{
+    self, Availability, Cluster, Kind, Node, NodeKey, NodeStatus, Role as WireRole, change, object,
+    precondition,
+};
 use bulkhead_raft::state::State;
 
 use crate::view;
@@ -72,7 +77,7 @@ pub fn plan(state: &State, raft: &RaftMembers, now_ms: i64) -> Option<Step> {
         return None; // never plan a cluster without voters, whatever the state says
     }
     if next != wanted {
-        return Some(want(cluster, &next, Vec::new()));
+        return Some(want(cluster.clone(), &next, Vec::new()));
     }
     let gone = managers
         .iter()
@@ -140,8 +145,28 @@ pub fn leave(state: &State, member: u64, alive: &BTreeSet<u64>) -> Result<Step, 
     node.set_availability(Availability::Drain);
     node.opened_epoch = 0;
     node.envelope_key.clear();
+    // An envelope for who is a manager no more makes the leader renew the ring and the root: without, nothing is renewed.
+    let mut cluster = cluster.clone();
+    if node.leaves_clean {
+        for epoch in &mut cluster.key_ring {
+            epoch.envelopes.retain(|envelope| envelope.node_id != node.id);
+        }
+    }
     let node = replace(object::Object::Node(node));
     Ok(want(cluster, &next, vec![node]))
+}
+
+/// Whether a manager may be demoted, as far as the records say: the leader decides once more when it leaves.
+///
+/// # Errors
+/// [`LeaveError`], with the arithmetic.
+pub fn may_leave(state: &State, member: u64) -> Result<(), LeaveError> {
+    let alive = managers(state)
+        .into_iter()
+        .filter(|(_, node)| node.status() != NodeStatus::Down)
+        .map(|(member, _)| member)
+        .collect();
+    leave(state, member, &alive).map(drop)
 }
 
 /// A manager runs no tasks, so draining it means that it is on its way out.
@@ -149,21 +174,42 @@ fn leaves(node: &Node) -> bool {
     node.availability() == Availability::Drain
 }
 
-/// The record of a manager that no longer votes goes, and its keys are never served again.
+/// The record of a manager that no longer votes goes, and its keys are never served again. One that an operator wants to
+/// be a standby stays, with the key that it got for that.
 fn forget(node: &Node, now_ms: i64) -> Step {
     let object = reference(Kind::Node, &node.id);
-    let tombstones = node.keys.iter().map(|key| wire::Tombstone {
+    let (kept, dead): (Vec<&NodeKey>, Vec<&NodeKey>) = node
+        .keys
+        .iter()
+        .partition(|key| node.wanted_role() == WireRole::Standby && is_of_standby(key));
+    let tombstones = dead.iter().map(|key| wire::Tombstone {
         key_id: key.key_id.clone(),
         node_id: node.id.clone(),
         removed_at: now_ms,
         ..Default::default()
     });
+    let record = match kept.is_empty() {
+        true => change::Change::Delete(object.clone()),
+        false => change::Change::Replace(wire::Object {
+            object: Some(object::Object::Node(Node {
+                role: WireRole::Standby.into(),
+                wanted_role: WireRole::Unspecified.into(),
+                availability: Availability::Active.into(),
+                status: NodeStatus::Unknown.into(),
+                keys: kept.into_iter().cloned().collect(),
+                leaves_clean: false,
+                locked_with: 0,
+                resealed: 0,
+                ..node.clone()
+            })),
+        }),
+    };
     let changes = tombstones
         .map(|tombstone| {
             let tombstone = Some(tombstone);
             change::Change::AddTombstone(wire::AddTombstone { tombstone })
         })
-        .chain([change::Change::Delete(object.clone())])
+        .chain([record])
         .map(|change| wire::Change { change: Some(change) })
         .collect();
     Step::Want {
@@ -172,9 +218,12 @@ fn forget(node: &Node, now_ms: i64) -> Step {
     }
 }
 
-fn want(cluster: &Cluster, voters: &BTreeSet<u64>, mut changes: Vec<wire::Change>) -> Step {
+fn is_of_standby(key: &NodeKey) -> bool {
+    Certificate::from_der(&key.certificate).is_ok_and(|it| it.subject().role == Role::Standby)
+}
+
+fn want(mut cluster: Cluster, voters: &BTreeSet<u64>, mut changes: Vec<wire::Change>) -> Step {
     let read = unchanged(reference(Kind::Cluster, &cluster.id), cluster.meta.as_ref());
-    let mut cluster = cluster.clone();
     cluster.desired_voters = voters.iter().copied().collect();
     changes.insert(0, replace(object::Object::Cluster(cluster)));
     Step::Want {

@@ -105,6 +105,7 @@ pub fn wire_role(role: Role) -> WireRole {
         Role::Manager => WireRole::Manager,
         Role::Worker => WireRole::Worker,
         Role::Operator => WireRole::Operator,
+        Role::Standby => WireRole::Standby,
     }
 }
 
@@ -114,6 +115,7 @@ pub fn role(wire: WireRole) -> Option<Role> {
         WireRole::Manager => Some(Role::Manager),
         WireRole::Worker => Some(Role::Worker),
         WireRole::Operator => Some(Role::Operator),
+        WireRole::Standby => Some(Role::Standby),
         WireRole::Unspecified => None,
     }
 }

@@ -38,6 +38,7 @@ fn start(data: &Path) -> Running {
         socket: socket.clone(),
         join: None,
         unlock_key_file: None,
+        role: bulkhead_proto::Role::Manager,
     };
     Running {
         ended: tokio::spawn(program::run(config, stop.clone())),

@@ -284,11 +284,13 @@ pub enum Role {
     Worker,
     /// A person or script that commands the cluster.
     Operator,
+    /// A manager program that waits to be promoted.
+    Standby,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Role; 3] = [Role::Manager, Role::Worker, Role::Operator];
+    pub const ALL: [Role; 4] = [Role::Manager, Role::Worker, Role::Operator, Role::Standby];
 
     /// The role as the `OU=` of a certificate and a word of the command line.
     pub const fn as_str(self) -> &'static str {
@@ -296,6 +298,7 @@ impl Role {
             Role::Manager => "manager",
             Role::Worker => "worker",
             Role::Operator => "operator",
+            Role::Standby => "standby",
         }
     }
 }
@@ -308,7 +311,7 @@ impl fmt::Display for Role {
 
 /// A text that names no role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not a role: manager, worker or operator")]
+#[error("'{0}' is not a role: manager, worker, operator or standby")]
 pub struct ParseRoleError(String);
 
 impl FromStr for Role {

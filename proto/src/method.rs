@@ -15,17 +15,20 @@ pub enum Caller {
     Manager,
     /// A listed operator.
     Operator,
+    /// A listed standby.
+    Standby,
     /// Root or the program's own user, on the local socket.
     Local,
 }
 
 impl Caller {
     /// Every class of callers.
-    pub const ALL: [Caller; 5] = [
+    pub const ALL: [Caller; 6] = [
         Caller::Anonymous,
         Caller::Worker,
         Caller::Manager,
         Caller::Operator,
+        Caller::Standby,
         Caller::Local,
     ];
 
@@ -41,6 +44,7 @@ impl fmt::Display for Caller {
             Caller::Worker => "worker",
             Caller::Manager => "manager",
             Caller::Operator => "operator",
+            Caller::Standby => "standby",
             Caller::Local => "local",
         })
     }
@@ -86,9 +90,12 @@ const JOINERS: Callers = Callers::of(&[
     Caller::Worker,
     Caller::Manager,
     Caller::Operator,
+    Caller::Standby,
 ]);
+const STANDBYS: Callers = Callers::of(&[Caller::Standby]);
 const WORKERS: Callers = Callers::of(&[Caller::Worker]);
-const CERTIFIED: Callers = Callers::of(&[Caller::Worker, Caller::Manager, Caller::Operator]);
+const LEAVERS: Callers = Callers::of(&[Caller::Worker, Caller::Standby]);
+const CERTIFIED: Callers = Callers::of(&[Caller::Worker, Caller::Manager, Caller::Operator, Caller::Standby]);
 const MANAGERS: Callers = Callers::of(&[Caller::Manager]);
 const OPERATORS: Callers = Callers::of(&[Caller::Operator, Caller::Local]);
 const LOCAL: Callers = Callers::of(&[Caller::Local]);
@@ -116,10 +123,11 @@ impl Method {
                 (JOINERS, Standing::None)
             }
 
-            Method::DispatcherSession
-            | Method::DispatcherFetchBlob
-            | Method::DispatcherWithdraw
-            | Method::DispatcherPushLogs => (WORKERS, Standing::Listed),
+            Method::DispatcherSession | Method::DispatcherFetchBlob | Method::DispatcherPushLogs => {
+                (WORKERS, Standing::Listed)
+            }
+            Method::DispatcherWithdraw => (LEAVERS, Standing::Listed),
+            Method::DispatcherAttend => (STANDBYS, Standing::Listed),
             Method::DispatcherRenew => (CERTIFIED, Standing::Listed),
 
             Method::RaftAppend
@@ -153,6 +161,8 @@ impl Method {
             | Method::ControlRemoveNode
             | Method::ControlQuarantineNode
             | Method::ControlApproveNode
+            | Method::ControlPromoteNode
+            | Method::ControlDemoteNode
             | Method::ControlRejectNode
             | Method::ControlCreateTicket
             | Method::ControlListTickets
@@ -231,6 +241,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_standby_only_renews_returns_leaves_and_hears_that_it_is_promoted() {
+        let may: Vec<_> = Method::ALL
+            .iter()
+            .filter(|m| m.callers().contains(Caller::Standby) && !m.callers().contains(Caller::Anonymous))
+            .collect();
+        let own = [
+            &Method::DispatcherAttend,
+            &Method::DispatcherRenew,
+            &Method::DispatcherWithdraw,
+        ];
+        assert_eq!(may, own);
     }
 
     #[test]

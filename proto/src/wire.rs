@@ -34,6 +34,7 @@ redacted! {
     CreateTicketResponse { index, id, expires_at };
     JoinRequest { addresses, listen, advertise, name };
     EnrolResponse { node_id, role, member_id, index, name, unlock_generation };
+    RenewResponse { index, member_id, unlock_generation };
     InitResponse { node_id, name };
     UnlockRequest {};
     GetUnlockKeyResponse { index, generation };
@@ -92,6 +93,13 @@ mod tests {
             format!(
                 "{:?}",
                 EnrolResponse {
+                    unlock_key: bytes.clone(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                RenewResponse {
                     unlock_key: bytes.clone(),
                     ..Default::default()
                 }

@@ -62,6 +62,16 @@ impl Lab {
         lab
     }
 
+    /// As [`Lab::up`], with manager programs that wait to be promoted.
+    pub fn with_standbys(managers: u8, workers: u8, standbys: u8) -> Self {
+        let lab = Self { place: Place::take() };
+        lab.ok(&format!(
+            "dev up --managers {managers} --workers {workers} --standbys {standbys}"
+        ));
+        lab.until_all_ready();
+        lab
+    }
+
     /// A place for a cluster that is not made yet.
     pub fn nothing_yet() -> Self {
         Self { place: Place::take() }
@@ -252,7 +262,7 @@ impl Lab {
 
     /// The local socket of a node's program.
     pub fn socket(&self, node: &str) -> PathBuf {
-        match node.starts_with("manager") {
+        match node.starts_with("manager") || node.starts_with("standby") {
             true => self.data(node).join("manager.sock"),
             false => self.data(node).join("worker/worker.sock"),
         }

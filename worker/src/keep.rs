@@ -56,6 +56,7 @@ impl Keep {
             managers: enrolled.managers,
             manager: None,
             lock: None,
+            standby: None,
         };
         file.save(path)?;
         Keep::new(path, file)
@@ -64,7 +65,7 @@ impl Keep {
     fn new(path: &Path, file: KeyFile) -> Result<Keep, KeepError> {
         match file.subject().role {
             Role::Worker => {}
-            role @ (Role::Manager | Role::Operator) => return Err(KeepError::Role { role }),
+            role @ (Role::Manager | Role::Operator | Role::Standby) => return Err(KeepError::Role { role }),
         }
         Ok(Keep {
             path: path.to_owned(),

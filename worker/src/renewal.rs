@@ -104,6 +104,7 @@ impl Pending {
             let request = wire::RenewRequest {
                 csr: self.csr.clone(),
                 request_id: self.request.clone(),
+                role: wire::Role::Unspecified.into(),
             };
             Ok::<_, RenewError>(client.renew(request).await.map_err(Box::new)?.into_inner())
         };

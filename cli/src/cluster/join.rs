@@ -43,7 +43,7 @@ pub(super) async fn run(options: Join, app: &mut App<'_>) -> Result<Exit, Refusa
     let program = app.program()?;
     let before = health::status(&mut program.local()).await?;
     let (listen, advertise) = match before.role() {
-        Role::Manager => super::addresses(options.listen, options.advertise)?,
+        Role::Manager | Role::Standby => super::addresses(options.listen, options.advertise)?,
         Role::Worker | Role::Operator | Role::Unspecified => (String::new(), String::new()),
     };
     let request = JoinRequest {

@@ -53,6 +53,9 @@ fn people(status: &ClusterStatus, now: i64) -> String {
         "managers",
         format!("{voters} of {} vote; {margin}", status.members.len()),
     );
+    if let Some(advice) = advice(voters) {
+        line("", advice);
+    }
     line(
         "term",
         format!(
@@ -141,6 +144,26 @@ fn autolock(status: &ClusterStatus) -> String {
     [said, pending].into_iter().chain(others).collect()
 }
 
+/// The arithmetic of a number of managers that is a bad one.
+fn advice(voters: usize) -> Option<String> {
+    const HOW: &str = "'bulkhead node promote NAME' makes a manager of a standby";
+    match voters {
+        0 => None,
+        1 => Some(format!(
+            "1 manager: if it fails nothing can change; 3 may lose one; {HOW}"
+        )),
+        even if even % 2 == 0 => {
+            let (quorum, spare) = (even / 2 + 1, even / 2 - 1);
+            let spare = match spare {
+                0 => "none may fail, and either that fails stops the cluster".to_owned(),
+                spare => format!("{spare} may fail, as of {}", even - 1),
+            };
+            Some(format!("{even} managers: a quorum is {quorum}, {spare}; {HOW}"))
+        }
+        _ => None,
+    }
+}
+
 fn row(member: &MemberStatus, status: &ClusterStatus) -> Vec<String> {
     let here = if member.node_id == status.node_id {
         "answers"
@@ -203,6 +226,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn bad_numbers_of_managers_are_pointed_out() {
+        for (voters, want) in [
+            (1, Some("1 manager: if it fails nothing can change")),
+            (2, Some("2 managers: a quorum is 2, none may fail")),
+            (4, Some("4 managers: a quorum is 3, 1 may fail, as of 3")),
+            (3, None),
+            (5, None),
+        ] {
+            let got = advice(voters);
+            match want {
+                None => assert_eq!(got, None, "{voters}"),
+                Some(want) => assert!(
+                    got.as_ref().is_some_and(|it| it.starts_with(want)),
+                    "{voters}: {got:?}"
+                ),
+            }
+        }
+    }
+
+    #[test]
     fn one_screen_says_who_leads_and_what_may_fail() {
         let member = |id: u64, leader| MemberStatus {
             member_id: id,
@@ -233,6 +276,7 @@ mod tests {
 cluster       aaaaaaaaaaaaaaaaaaaaaaaaaa
 leader        manager-1 (127.77.0.1:7443)
 managers      2 of 2 vote; can lose 1 more manager
+              2 managers: a quorum is 2, none may fail, and either that fails stops the cluster; 'bulkhead node promote NAME' makes a manager of a standby
 term          2, commit 9, applied here 9
 tasks         3 running, 0 pending
 certificates  1 trusted root; valid for 90d; the first to end ends in 90d

@@ -49,7 +49,7 @@ pub(crate) enum TicketVerb {
 /// Flags of `cluster ticket create`.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
-    /// What the holder becomes: worker, manager or operator
+    /// What the holder becomes: worker, manager, standby or operator
     #[arg(long, value_parser = any_role)]
     role: Role,
     /// How long it can be used
@@ -112,7 +112,8 @@ pub(crate) fn role(text: &str) -> Result<Role, String> {
 fn any_role(text: &str) -> Result<Role, String> {
     match text {
         "operator" => Ok(Role::Operator),
-        text => role(text).map_err(|_| "one of worker, manager, operator".into()),
+        "standby" => Ok(Role::Standby),
+        text => role(text).map_err(|_| "one of worker, manager, standby, operator".into()),
     }
 }
 
@@ -230,7 +231,7 @@ fn next_steps(options: &Create, expires_at: i64, managers: &[&str]) -> Vec<Strin
     };
     let command = match role {
         Role::Operator => format!("  bulkhead operator join --ticket-file FILE {addresses}"),
-        Role::Manager => {
+        Role::Manager | Role::Standby => {
             format!(
                 "  bulkhead cluster join --socket DIR/manager.sock --ticket-file FILE --advertise HOST:PORT {addresses}"
             )

@@ -22,6 +22,7 @@ const CLUSTER: &str = "cluster.json";
 pub(super) enum Kind {
     Manager,
     Worker,
+    Standby,
 }
 
 impl Kind {
@@ -29,13 +30,14 @@ impl Kind {
         match self {
             Kind::Manager => "manager",
             Kind::Worker => "worker",
+            Kind::Standby => "standby",
         }
     }
 
     /// The program that the unit starts.
     pub(super) fn program(self) -> &'static str {
         match self {
-            Kind::Manager => "bulkhead-manager",
+            Kind::Manager | Kind::Standby => "bulkhead-manager",
             Kind::Worker => "bulkhead-launcher",
         }
     }
@@ -43,7 +45,7 @@ impl Kind {
     /// The program that speaks with the cluster.
     pub(super) fn agent(self) -> &'static str {
         match self {
-            Kind::Manager => "bulkhead-manager",
+            Kind::Manager | Kind::Standby => "bulkhead-manager",
             Kind::Worker => "bulkhead-worker",
         }
     }
@@ -81,12 +83,14 @@ impl Cluster {
     pub(super) fn plan(
         managers: u8,
         workers: u8,
+        standbys: u8,
         subnet: [u8; 3],
         context: String,
         group: PathBuf,
     ) -> Cluster {
         let kinds = (1..=managers).map(|n| (Kind::Manager, n));
         let kinds = kinds.chain((1..=workers).map(|n| (Kind::Worker, n)));
+        let kinds = kinds.chain((1..=standbys).map(|n| (Kind::Standby, n)));
         let node = |(place, (kind, n)): (u8, (Kind, u8))| Node {
             name: format!("{}-{n}", kind.as_str()),
             kind,
@@ -102,6 +106,10 @@ impl Cluster {
 
     pub(super) fn managers(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().filter(|node| node.kind == Kind::Manager)
+    }
+
+    pub(super) fn standbys(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.kind == Kind::Standby)
     }
 
     pub(super) fn workers(&self) -> impl Iterator<Item = &Node> {
@@ -136,8 +144,13 @@ impl Cluster {
             .flatten()
             .map(|node| node.address.to_string())
             .collect();
+        let standbys = match self.standbys().count() {
+            0 => String::new(),
+            1 => ", 1 standby".to_owned(),
+            more => format!(", {more} standbys"),
+        };
         format!(
-            "{} managers and {} workers at {}",
+            "{} managers and {} workers{standbys} at {}",
             self.managers().count(),
             self.workers().count(),
             addresses.join(" to ")
@@ -237,7 +250,7 @@ impl Folder {
             make(&self.node(node))?;
             let data = self.data(node);
             make(&data)?;
-            if node.kind == Kind::Manager {
+            if node.kind != Kind::Worker {
                 let only_its_own = || {
                     std::os::unix::fs::chown(&data, Some(node.uid), Some(node.uid))?;
                     std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700))
@@ -270,7 +283,7 @@ impl Folder {
     /// The local socket of a node's manager or worker program.
     pub(super) fn socket(&self, node: &Node) -> PathBuf {
         match node.kind {
-            Kind::Manager => self.data(node).join("manager.sock"),
+            Kind::Manager | Kind::Standby => self.data(node).join("manager.sock"),
             Kind::Worker => self.data(node).join("worker/worker.sock"),
         }
     }
@@ -313,7 +326,7 @@ mod tests {
 
     #[test]
     fn nodes_are_numbered_and_differ_in_address_and_user() {
-        let cluster = Cluster::plan(3, 2, [127, 77, 0], "dev".into(), "/g".into());
+        let cluster = Cluster::plan(3, 2, 0, [127, 77, 0], "dev".into(), "/g".into());
         let shown: Vec<String> = cluster
             .nodes
             .iter()
@@ -372,7 +385,7 @@ mod tests {
         let folder = Folder::at(&place.path().join("dev")).expect("short enough");
         assert_eq!(folder.cluster().map_err(|e| e.code()), Err(Code::DevAbsent));
         let uid = nix::unistd::geteuid().as_raw();
-        let mut cluster = Cluster::plan(1, 1, [127, 77, 0], "dev".into(), "/g".into());
+        let mut cluster = Cluster::plan(1, 1, 0, [127, 77, 0], "dev".into(), "/g".into());
         cluster.nodes.iter_mut().for_each(|node| node.uid = uid);
         folder.create(&cluster).expect("made");
         assert_eq!(folder.load(), Ok(Some(cluster.clone())));

@@ -11,7 +11,7 @@ use super::unit;
 use crate::app::App;
 use crate::connection::Connection;
 use crate::health;
-use crate::output::{Filters, Listing, Row};
+use crate::output::{Filters, Listing, Row, text};
 use crate::refusal::{Code, Exit, Refusal};
 
 /// The word for whoever leads.
@@ -50,6 +50,8 @@ fn row(node: &Node, runs: bool, status: Option<&LocalStatus>, processes: &[Proce
         (true, Some(_)) => "not ready",
     };
     let leader = status.is_some_and(|status| status.leader);
+    // A standby may be a manager by now, and the other way round.
+    let role = status.map_or(node.kind.as_str(), |status| text::role(status.role()));
     let ours = processes
         .iter()
         .filter(|process| [node.kind.program(), node.kind.agent()].contains(&process.program.as_str()));
@@ -70,13 +72,13 @@ fn row(node: &Node, runs: bool, status: Option<&LocalStatus>, processes: &[Proce
         id: node.name.clone(),
         cells: vec![
             node.name.clone(),
-            node.kind.as_str().into(),
+            role.into(),
             node.address.to_string(),
             cell,
             shown.join(", "),
         ],
         json: json!({
-            "id": node.name, "name": node.name, "role": node.kind.as_str(), "address": node.address.to_string(),
+            "id": node.name, "name": node.name, "role": role, "address": node.address.to_string(),
             "state": state, "leader": leader, "detail": detail,
             "programs": programs.iter().map(|(name, pid)| json!({ "name": name, "pid": pid })).collect::<Vec<_>>(),
         }),

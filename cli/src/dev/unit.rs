@@ -124,6 +124,7 @@ fn command(folder: &Folder, node: &Node) -> Result<Command, Refusal> {
     match node.kind {
         // Setting the user drops the supplementary groups, too.
         Kind::Manager => command.uid(node.uid).gid(node.uid),
+        Kind::Standby => command.arg("--standby").uid(node.uid).gid(node.uid),
         Kind::Worker => command
             .args(["--worker-uid", &node.uid.to_string()])
             .args(["--", "--publish-address", &node.address.to_string()])

@@ -35,6 +35,9 @@ pub(super) struct Up {
     /// Workers
     #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=MOST_WORKERS))]
     workers: u8,
+    /// Manager programs that wait to be promoted
+    #[arg(long, value_name = "COUNT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=9))]
+    standbys: u8,
     /// The loopback network of the nodes: three numbers
     #[arg(long, value_name = "NETWORK", env = "BULKHEAD_DEV_SUBNET", default_value = "127.77.0",
           value_parser = subnet)]
@@ -62,8 +65,15 @@ pub(super) async fn run(folder: &Folder, options: Up, app: &mut App<'_>) -> Resu
         return Err(Refusal::new(Code::ContextExists, "dev up", reason, help));
     }
     let group = unified()?.join(group_name(folder));
-    let cluster = Cluster::plan(options.managers, options.workers, options.subnet, context, group);
-    for manager in cluster.managers() {
+    let cluster = Cluster::plan(
+        options.managers,
+        options.workers,
+        options.standbys,
+        options.subnet,
+        context,
+        group,
+    );
+    for manager in cluster.managers().chain(cluster.standbys()) {
         check_free(manager)?;
     }
     folder.create(&cluster)?;
@@ -141,6 +151,8 @@ async fn make(folder: &Folder, cluster: &Cluster, app: &mut App<'_>) -> Result<(
     let others = u32::try_from(cluster.managers().count().saturating_sub(1)).unwrap_or(u32::MAX);
     let workers = u32::try_from(cluster.workers().count()).unwrap_or(u32::MAX);
     let as_manager = admission(&mut program, Role::Manager, others).await?;
+    let standbys = u32::try_from(cluster.standbys().count()).unwrap_or(u32::MAX);
+    let as_standby = admission(&mut program, Role::Standby, standbys).await?;
     let as_worker = admission(&mut program, Role::Worker, workers).await?;
     let progress = RefCell::new(app.progress());
     let joins = cluster
@@ -151,6 +163,7 @@ async fn make(folder: &Folder, cluster: &Cluster, app: &mut App<'_>) -> Result<(
             let ticket = match node.kind {
                 Kind::Manager => as_manager.as_ref(),
                 Kind::Worker => as_worker.as_ref(),
+                Kind::Standby => as_standby.as_ref(),
             };
             join_node(folder, node, ticket, first, &progress)
         });
@@ -176,7 +189,7 @@ async fn join_node(
 ) -> Result<(), Refusal> {
     let ticket = ticket.map_or_else(String::new, |ticket| ticket.to_string());
     let listen = match node.kind {
-        Kind::Manager => node.listen(),
+        Kind::Manager | Kind::Standby => node.listen(),
         Kind::Worker => String::new(),
     };
     let request = JoinRequest {

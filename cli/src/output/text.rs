@@ -91,6 +91,7 @@ pub(crate) fn role(role: Role) -> &'static str {
         Role::Manager => "manager",
         Role::Worker => "worker",
         Role::Operator => "operator",
+        Role::Standby => "standby",
     }
 }
 

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_identity::bundle::Root;
 use bulkhead_identity::{Certificate, Subject};
-use bulkhead_proto::KeyId;
-use bulkhead_proto::wire::{Kind, event, object::Object as Any};
+use bulkhead_proto::wire::{Kind, Role as WireRole, event, object::Object as Any};
+use bulkhead_proto::{KeyId, Role};
 use bulkhead_raft::Replica;
 use bulkhead_raft::state::State;
 use tokio::sync::watch;
@@ -109,10 +109,72 @@ fn key_state(state: &State, subject: &Subject, key: KeyId) -> KeyState {
         return KeyState::Tombstoned;
     }
     let listed = view::node(state, subject.node).is_some_and(|node| {
-        node.role() == view::wire_role(subject.role) && node.keys.iter().any(|it| it.key_id == id)
+        let role = node.role();
+        // A standby's certificate opens as little after a promotion as before: the way to the manager's certificate. So
+        // does the one that a manager got which is to be demoted.
+        let changes = subject.role == Role::Standby && role == WireRole::Manager;
+        (role == view::wire_role(subject.role) || changes) && node.keys.iter().any(|it| it.key_id == id)
     });
     match listed {
         true => KeyState::Listed,
         false => KeyState::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_proto::wire::{Change, Node, NodeKey, Transaction, change::Change as Step};
+    use bulkhead_proto::{ClusterId, NodeId};
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn a_standbys_key_counts_while_its_node_changes_its_role_and_no_other_does() {
+        let key = KeyId::from_bytes([7; 32]);
+        let check = |record: WireRole, role: Role, want: KeyState| {
+            let node = Node {
+                id: vec![1; 16],
+                name: "n".into(),
+                role: record.into(),
+                keys: vec![NodeKey {
+                    key_id: key.to_wire(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            };
+            let transaction = Transaction {
+                level: 1,
+                changes: vec![Change {
+                    change: Some(Step::Create(view::object(Any::Node(node)))),
+                }],
+                ..Default::default()
+            };
+            let mut state = State::default();
+            let applied = state.apply(1, 1, &transaction.encode_to_vec());
+            assert_eq!(applied.expect("a known level").outcome.rejection, None);
+            let subject = Subject {
+                cluster: ClusterId::from_bytes([9; 16]),
+                node: NodeId::from_bytes([1; 16]),
+                role,
+            };
+            assert_eq!(key_state(&state, &subject, key), want, "{record:?} {role}");
+        };
+        for record in [
+            WireRole::Manager,
+            WireRole::Worker,
+            WireRole::Operator,
+            WireRole::Standby,
+        ] {
+            for role in Role::ALL {
+                let own = record == view::wire_role(role);
+                let changes = record == WireRole::Manager && role == Role::Standby;
+                let want = match own || changes {
+                    true => KeyState::Listed,
+                    false => KeyState::Unknown,
+                };
+                check(record, role, want);
+            }
+        }
     }
 }

@@ -49,6 +49,7 @@ impl Principal {
                     Role::Manager => Caller::Manager,
                     Role::Worker => Caller::Worker,
                     Role::Operator => Caller::Operator,
+                    Role::Standby => Caller::Standby,
                 };
                 let actor = format!("{}/{}", subject.role, subject.node);
                 (caller, Some(subject), Some(certificate.key_id()), actor)

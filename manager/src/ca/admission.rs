@@ -235,7 +235,7 @@ impl Ask {
         })?;
         let description = bounded(request.description.unwrap_or_default());
         let address = match role {
-            Role::Manager => advertised(&request.advertise)?,
+            Role::Manager | Role::Standby => advertised(&request.advertise)?,
             Role::Worker => published(&description, seen),
             Role::Operator => String::new(),
         };
@@ -299,7 +299,7 @@ pub fn plan(state: &State, ask: &Ask, now_ms: i64) -> Result<Admission, Refusal>
     if ticket.uses_left == 0 {
         return Err(Refusal::Used);
     }
-    if role == Role::Manager && ask.description.level < cluster.level {
+    if matches!(role, Role::Manager | Role::Standby) && ask.description.level < cluster.level {
         return Err(Refusal::Level {
             needed: cluster.level,
             has: ask.description.level,
@@ -354,7 +354,7 @@ pub fn approve(state: &State, ticket: &Ticket, waiting: &Waiting, now_ms: i64) -
 fn locked_with(cluster: &Cluster, role: Role) -> u32 {
     match role {
         Role::Manager => lock::generation(cluster),
-        Role::Worker | Role::Operator => 0,
+        Role::Worker | Role::Operator | Role::Standby => 0,
     }
 }
 

@@ -5,14 +5,14 @@
 
 use bulkhead_identity::csr::PublicKey;
 use bulkhead_proto::wire::{
-    Change, Cluster, Kind, Node, NodeKey, Precondition, VersionIs, change::Change as Step,
-    object::Object as Any, precondition::Precondition as Condition,
+    Change, Cluster, Kind, Node, NodeKey, NodeStatus, Precondition, Role as WireRole, VersionIs,
+    change::Change as Step, object::Object as Any, precondition::Precondition as Condition,
 };
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::state::{Key, State};
 
 use super::{Validity, millis};
-use crate::view;
+use crate::{lock, view};
 
 /// Keys that a node may have at once: the one in use, one under way, and one whose answer was lost.
 const KEYS: usize = 3;
@@ -26,6 +26,9 @@ pub enum Refusal {
     /// The new key is another node's, or was removed.
     #[error("the new key belongs to another node, or was removed from the cluster")]
     KeyTaken,
+    /// No operator wants the node to take this role.
+    #[error("this node is not to change its role")]
+    Role,
 }
 
 impl Refusal {
@@ -34,6 +37,7 @@ impl Refusal {
         match self {
             Refusal::NotListed => Code::UnknownCaller,
             Refusal::KeyTaken => Code::BadCertificateRequest,
+            Refusal::Role => Code::Denied,
         }
     }
 
@@ -41,6 +45,7 @@ impl Refusal {
     pub fn hint(self) -> &'static str {
         match self {
             Refusal::NotListed => "join it again with a new ticket",
+            Refusal::Role => "`bulkhead node promote` and `node demote` change it",
             Refusal::KeyTaken => "make a new key and ask again",
         }
     }
@@ -96,7 +101,7 @@ pub fn validity(role: Role, cluster: &Cluster, ends: i64, now_ms: i64) -> Validi
             not_after: ends.min(full.not_after),
             ..full
         },
-        Role::Manager | Role::Worker => full,
+        Role::Manager | Role::Worker | Role::Standby => full,
     }
 }
 
@@ -105,16 +110,35 @@ pub fn validity(role: Role, cluster: &Cluster, ends: i64, now_ms: i64) -> Validi
 pub fn may_return(role: Role, ends: i64, now_ms: i64) -> bool {
     let grace = match role {
         Role::Operator => 0,
-        Role::Manager | Role::Worker => millis(limits::RETURN_GRACE),
+        Role::Manager | Role::Worker | Role::Standby => millis(limits::RETURN_GRACE),
     };
     now_ms <= ends.saturating_add(grace)
 }
 
-/// The one transaction: the node as it was read, with the key last in its list.
+/// The role of the certificate that a node asks for: its own, or a manager's where an operator wants a standby to be one. A
+/// manager may have a standby's, which opens less: it needs it before it can become one.
+///
+/// # Errors
+/// Where nobody wants that.
+pub fn role(record: &Node, asked: WireRole) -> Result<Role, Refusal> {
+    let own = view::role(record.role()).ok_or(Refusal::NotListed)?;
+    match view::role(asked) {
+        None => Ok(own),
+        Some(role) if role == own => Ok(role),
+        Some(Role::Standby) if own == Role::Manager => Ok(Role::Standby),
+        Some(Role::Manager) if own == Role::Standby && record.wanted_role() == asked => Ok(Role::Manager),
+        Some(_) => Err(Refusal::Role),
+    }
+}
+
+/// The one transaction: the node as it was read, with the key last in its list. A standby that takes a manager's
+/// certificate is a manager by that; a manager with a standby's stays one until it has left the quorum.
 pub fn with_key(
     record: &Node,
+    cluster: &Cluster,
     presented: KeyId,
     key: NodeKey,
+    role: Role,
     now_ms: i64,
 ) -> (Vec<Precondition>, Vec<Change>) {
     let mut node = record.clone();
@@ -130,6 +154,12 @@ pub fn with_key(
         node.keys.remove(oldest);
     }
     node.keys.push(key);
+    if record.role() == WireRole::Standby && role == Role::Manager {
+        node.set_role(WireRole::Manager);
+        node.set_wanted_role(WireRole::Unspecified);
+        node.set_status(NodeStatus::Unknown);
+        node.locked_with = lock::generation(cluster);
+    }
     let replace = Step::Replace(view::object(Any::Node(node)));
     (
         vec![unchanged(record)],
@@ -214,6 +244,42 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_of_another_role_is_for_whom_an_operator_wants_to_have_it() {
+        let record = |own: WireRole, wanted: WireRole| Node {
+            role: own.into(),
+            wanted_role: wanted.into(),
+            ..Default::default()
+        };
+        const NONE: WireRole = WireRole::Unspecified;
+        for (own, wanted, asked, given) in [
+            (WireRole::Worker, NONE, NONE, Ok(Role::Worker)),
+            (WireRole::Standby, NONE, NONE, Ok(Role::Standby)),
+            (WireRole::Standby, NONE, WireRole::Manager, Err(Refusal::Role)),
+            (
+                WireRole::Standby,
+                WireRole::Manager,
+                WireRole::Manager,
+                Ok(Role::Manager),
+            ),
+            (WireRole::Manager, NONE, WireRole::Standby, Ok(Role::Standby)),
+            (
+                WireRole::Worker,
+                WireRole::Manager,
+                WireRole::Manager,
+                Err(Refusal::Role),
+            ),
+            (WireRole::Worker, NONE, WireRole::Standby, Err(Refusal::Role)),
+            (WireRole::Operator, NONE, WireRole::Manager, Err(Refusal::Role)),
+        ] {
+            assert_eq!(
+                role(&record(own, wanted), asked),
+                given,
+                "{own:?} {wanted:?} {asked:?}"
+            );
+        }
+    }
+
+    #[test]
     fn only_a_listed_key_renews_and_only_for_a_key_of_its_own() {
         let (free, removed, others) = (public(), public(), public());
         let state = state(removed.key_id(), others.key_id());
@@ -261,7 +327,14 @@ mod tests {
             keys: (1..4).map(|n| listed(key_id(n), 100)).collect(),
             ..Default::default()
         };
-        let (_, changes) = with_key(&record, key_id(3), listed(key_id(4), 100), 50);
+        let (_, changes) = with_key(
+            &record,
+            &Cluster::default(),
+            key_id(3),
+            listed(key_id(4), 100),
+            Role::Worker,
+            50,
+        );
         let Some(Step::Replace(object)) = &changes[0].change else {
             panic!("replaces")
         };
@@ -278,7 +351,14 @@ mod tests {
             ..Default::default()
         };
         for n in 2..10 {
-            let (_, changes) = with_key(&record, key_id(1), listed(key_id(n), 100), 50);
+            let (_, changes) = with_key(
+                &record,
+                &Cluster::default(),
+                key_id(1),
+                listed(key_id(n), 100),
+                Role::Worker,
+                50,
+            );
             let Some(Step::Replace(object)) = &changes[0].change else {
                 panic!("replaces")
             };
@@ -293,7 +373,14 @@ mod tests {
             );
             assert!(record.keys.iter().any(|it| it.key_id == key_id(1).as_bytes()));
         }
-        let (_, changes) = with_key(&record, key_id(9), listed(key_id(9), 300), 200);
+        let (_, changes) = with_key(
+            &record,
+            &Cluster::default(),
+            key_id(9),
+            listed(key_id(9), 300),
+            Role::Worker,
+            200,
+        );
         let Some(Step::Replace(object)) = &changes[0].change else {
             panic!("replaces")
         };

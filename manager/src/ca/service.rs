@@ -4,16 +4,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_identity::Certificate;
 use bulkhead_identity::comeback::{self, Challenges};
 use bulkhead_identity::csr::{self, PublicKey};
 use bulkhead_identity::seam::{Clock, SystemEntropy};
+use bulkhead_identity::{Certificate, UnlockKey};
 use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
 use bulkhead_proto::wire::{
     Change, EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, RejectionCode,
-    RenewRequest, RenewResponse, ReturnRequest, Role, Waiting,
+    RenewRequest, RenewResponse, ReturnRequest, Role as WireRole, Waiting,
 };
-use bulkhead_proto::{Code, KeyId, NodeId, RequestId, limits};
+use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::Replica;
 use bulkhead_raft::state::State;
 use tonic::{Request, Response, Status};
@@ -132,14 +132,19 @@ impl EnrolmentService {
         Err(overtaken())
     }
 
+    fn unlock_key(&self, state: &State) -> Result<Option<UnlockKey>, Status> {
+        let Some(cluster) = view::cluster(state) else {
+            return Ok(None);
+        };
+        lock::wanted(cluster, self.0.ca.ring())
+            .map_err(|error| internal("cannot open the unlock key", &error))
+    }
+
     /// A manager that is admitted under autolock gets the unlock key, so that it writes no key of its own in the clear.
     fn with_unlock_key(&self, state: &State, mut answer: EnrolResponse) -> Result<EnrolResponse, Status> {
-        let Some(cluster) = view::cluster(state).filter(|_| answer.role() == Role::Manager) else {
-            return Ok(answer);
-        };
-        let wanted = lock::wanted(cluster, self.0.ca.ring())
-            .map_err(|error| internal("cannot open the unlock key", &error))?;
-        if let Some(key) = wanted {
+        if answer.role() == WireRole::Manager
+            && let Some(key) = self.unlock_key(state)?
+        {
             answer.unlock_generation = key.generation();
             answer.unlock_key = key.expose().to_vec();
         }
@@ -159,10 +164,25 @@ impl EnrolmentService {
     /// A certificate for the caller's own node, for the key in the request.
     pub async fn renew(&self, caller: &Principal, request: RenewRequest) -> Result<RenewResponse, Status> {
         let (subject, presented) = caller.node_and_key()?;
-        let (request_id, key) = (request_id(&request.request_id)?, asked_key(&request.csr)?);
-        self.reissue(&caller.actor, subject.node, presented, &key, request_id)
+        let asked = Asked {
+            key: asked_key(&request.csr)?,
+            role: request.role(),
+            request: request_id(&request.request_id)?,
+        };
+        self.reissue(&caller.actor, subject.node, presented, &asked)
             .await?;
-        renewed(&self.0.replica.state(), subject.node, &key)
+        let state = self.0.replica.state();
+        let mut answer = renewed(&state, subject.node, &asked.key)?;
+        // Who becomes a manager writes its keys under the unlock key from the start.
+        if subject.role == Role::Standby
+            && asked.role == WireRole::Manager
+            && let Some(key) = self.unlock_key(&state)?
+        {
+            self.fresh()?;
+            answer.unlock_generation = key.generation();
+            answer.unlock_key = key.expose().to_vec();
+        }
+        Ok(answer)
     }
 
     /// Commits a certificate of this node for a new key. `presented` is a listed key that the node proved.
@@ -171,9 +191,18 @@ impl EnrolmentService {
         actor: &str,
         node: NodeId,
         presented: KeyId,
-        key: &PublicKey,
-        request: RequestId,
+        asked: &Asked,
     ) -> Result<(), Status> {
+        let (key, request) = (&asked.key, asked.request);
+        let refused = |refusal: renewal::Refusal| {
+            tracing::warn!(target: "audit", node = %node, reason = %refusal, "renewal refused");
+            refuse(
+                refusal.code(),
+                tonic::Code::PermissionDenied,
+                refusal.to_string(),
+                refusal.hint(),
+            )
+        };
         // What a rotation asks of a node is once for each root.
         if !trust::is_due(&self.0.replica.state(), node) {
             let now = self.0.clock.monotonic();
@@ -185,22 +214,14 @@ impl EnrolmentService {
         for _ in 0..ATTEMPTS {
             self.fresh()?;
             let state = self.0.replica.state();
-            let plan = renewal::plan(&state, node, presented, key, request).map_err(|refusal| {
-                tracing::warn!(target: "audit", node = %node, reason = %refusal, "renewal refused");
-                refuse(
-                    refusal.code(),
-                    tonic::Code::PermissionDenied,
-                    refusal.to_string(),
-                    refusal.hint(),
-                )
-            })?;
+            let plan = renewal::plan(&state, node, presented, key, request).map_err(refused)?;
             if plan == Renewal::Committed {
                 return Ok(());
             }
             let (Some(record), Some(cluster)) = (view::node(&state, node), view::cluster(&state)) else {
                 return Err(no_such("the node is not there"));
             };
-            let role = view::role(record.role()).ok_or_else(|| no_such("the node has no role"))?;
+            let role = renewal::role(record, asked.role).map_err(refused)?;
             let used = record.keys.iter().find(|it| it.key_id == presented.as_bytes());
             let ends = used.map_or(0, |it| it.not_after);
             let validity = renewal::validity(role, cluster, ends, self.now());
@@ -209,7 +230,8 @@ impl EnrolmentService {
                 .ca
                 .issue(cluster, node, role, key, validity)
                 .map_err(|error| not_signed(&error))?;
-            let (preconditions, changes) = renewal::with_key(record, presented, signed, self.now());
+            let (preconditions, changes) =
+                renewal::with_key(record, cluster, presented, signed, role, self.now());
             let outcome = self
                 .0
                 .proposer
@@ -217,6 +239,9 @@ impl EnrolmentService {
                 .await
                 .map_err(|error| not_proposed(&error))?;
             if applied(&outcome)? {
+                if record.role() != view::wire_role(role) {
+                    tracing::info!(target: "audit", node = %node, %role, "certificate of another role");
+                }
                 return self.fresh();
             }
         }
@@ -225,7 +250,11 @@ impl EnrolmentService {
 
     /// Takes a node back that proves its last committed key.
     async fn take_back(&self, request: ReturnRequest, from: Option<IpAddr>) -> Result<EnrolResponse, Status> {
-        let (request_id, key) = (request_id(&request.request_id)?, asked_key(&request.csr)?);
+        let asked = Asked {
+            key: asked_key(&request.csr)?,
+            role: WireRole::Unspecified,
+            request: request_id(&request.request_id)?,
+        };
         let refused = |reason: &str| {
             let address = from.map(|it| it.to_string()).unwrap_or_default();
             tracing::warn!(target: "audit", address, reason, "return refused");
@@ -261,10 +290,15 @@ impl EnrolmentService {
         if !renewal::may_return(certificate.subject().role, certificate.not_after_ms(), self.now()) {
             return Err(refused("it was away for too long after its certificate ended"));
         }
-        self.reissue(&format!("return/{node}"), node, presented, &key, request_id)
+        // A manager that was to become a standby comes back as what its key proves; its record says the rest.
+        let asked = Asked {
+            role: view::wire_role(certificate.subject().role),
+            ..asked
+        };
+        self.reissue(&format!("return/{node}"), node, presented, &asked)
             .await?;
         tracing::info!(target: "audit", node = %node, "node came back by its committed key");
-        hand_out(&self.0.replica.state(), node, &key)
+        hand_out(&self.0.replica.state(), node, &asked.key)
     }
 
     fn refused(&self, refusal: &admission::Refusal, from: Option<IpAddr>) -> Status {
@@ -341,6 +375,14 @@ impl Enrolment for EnrolmentService {
     }
 }
 
+/// A certificate that a node asks for.
+struct Asked {
+    key: PublicKey,
+    /// Unspecified: the node's own.
+    role: WireRole,
+    request: RequestId,
+}
+
 /// The key that a certificate request gives.
 fn asked_key(csr: &[u8]) -> Result<PublicKey, Status> {
     csr::public_key(csr).map_err(|error| {
@@ -399,6 +441,9 @@ fn renewed(state: &State, node: NodeId, key: &PublicKey) -> Result<RenewResponse
         roots: roots(cluster),
         chain: chain(cluster),
         index: state.index(),
+        member_id: node.member_id,
+        epoch: cluster.epoch,
+        ..Default::default()
     })
 }
 

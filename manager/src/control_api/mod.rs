@@ -414,6 +414,22 @@ impl Service for Control {
             .map(Response::new)
     }
 
+    async fn promote_node(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| nodes::promote(state, &request);
+        self.change::<wire::Node>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
+    async fn demote_node(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| nodes::demote(state, &request);
+        self.change::<wire::Node>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
     async fn create_ticket(
         &self,
         request: Request<wire::CreateTicketRequest>,

@@ -11,6 +11,7 @@ use tonic::Status;
 use super::change::{Decision, Plan};
 use super::check;
 use super::object::{Category, Kept, NODES, label};
+use crate::membership;
 use crate::orchestrator::removal;
 use crate::refusal::refuse;
 use crate::view;
@@ -66,6 +67,97 @@ fn set(labels: &mut Vec<Label>, added: &Label) {
         Some(found) => found.value.clone_from(&added.value),
         None => labels.push(added.clone()),
     }
+}
+
+/// A standby becomes a manager, as soon as it hears of it; a demotion that did not begin yet is taken back.
+pub(super) fn promote(state: &State, request: &RemoveRequest) -> Result<Decision, Status> {
+    let node = NODES.find(state, &request.selector)?;
+    let wanted = match node.role() {
+        Role::Standby => Role::Manager,
+        Role::Manager if node.wanted_role() != Role::Standby => return Ok(Decision::done(node)),
+        Role::Manager if node.availability() == Availability::Drain => return Err(leaves(node)),
+        Role::Manager => Role::Unspecified,
+        Role::Worker | Role::Operator | Role::Unspecified => return Err(no_manager(node)),
+    };
+    if node.quarantined_at != 0 {
+        return Err(refuse(
+            Code::Invalid,
+            tonic::Code::FailedPrecondition,
+            format!(
+                "node {} is in quarantine: its keys are dead for ever",
+                label(node)
+            ),
+            "promote another one",
+        ));
+    }
+    Ok(want_role(node, wanted, false))
+}
+
+/// A manager becomes a standby; a promotion that did not happen yet is taken back.
+pub(super) fn demote(state: &State, request: &RemoveRequest) -> Result<Decision, Status> {
+    let node = NODES.find(state, &request.selector)?;
+    match node.role() {
+        Role::Standby => return Ok(want_role(node, Role::Unspecified, false)),
+        Role::Manager if node.wanted_role() == Role::Standby => return Ok(Decision::done(node)),
+        Role::Manager if node.availability() == Availability::Drain => return Err(leaves(node)),
+        Role::Manager => {}
+        Role::Worker | Role::Operator | Role::Unspecified => return Err(no_manager(node)),
+    }
+    if node.status() == NodeStatus::Down {
+        return Err(refuse(
+            Code::NotReady,
+            tonic::Code::FailedPrecondition,
+            format!(
+                "manager {} does not answer, so it cannot become a standby",
+                label(node)
+            ),
+            format!(
+                "start it first; if it is lost for good, `bulkhead node rm --force {}` at the leading manager",
+                node.name
+            ),
+        ));
+    }
+    membership::may_leave(state, node.member_id).map_err(|error| {
+        refuse(
+            Code::Unsafe,
+            tonic::Code::FailedPrecondition,
+            format!("manager {} cannot be spared: {error}", label(node)),
+            "promote a standby first: `bulkhead node promote NAME`, or bring the others back",
+        )
+    })?;
+    Ok(want_role(node, Role::Standby, request.clean))
+}
+
+fn want_role(node: &Node, wanted: Role, clean: bool) -> Decision {
+    if node.wanted_role() == wanted {
+        return Decision::done(node);
+    }
+    let mut new = node.clone();
+    new.set_wanted_role(wanted);
+    new.leaves_clean = clean;
+    Plan::about(&node.id).unless_changed(node).replace(new).into()
+}
+
+fn leaves(node: &Node) -> Status {
+    refuse(
+        Code::Conflict,
+        tonic::Code::FailedPrecondition,
+        format!("manager {} is leaving the quorum now", label(node)),
+        "wait until `bulkhead node ls` shows it as a standby, or no more",
+    )
+}
+
+fn no_manager(node: &Node) -> Status {
+    refuse(
+        Code::Invalid,
+        tonic::Code::FailedPrecondition,
+        format!(
+            "node {} is a worker: a worker never holds what a manager holds",
+            label(node)
+        ),
+        "start `bulkhead-manager --standby` on that machine, let it join with a ticket of `bulkhead cluster ticket create \
+         --role standby`, and promote that node",
+    )
 }
 
 /// Removes a worker, a manager that has left Raft, or one that is lost for good. Its keys are never served again.
@@ -235,6 +327,89 @@ mod tests {
         let changed = NODES.find(&state, "one").expect("there");
         assert_eq!(changed.labels, [label("zone", "us")]);
         assert_eq!(changed.availability(), Availability::Drain);
+    }
+
+    fn cluster_of(managers: &[(u8, NodeStatus)]) -> State {
+        let nodes = managers.iter().map(|(id, status)| {
+            let mut object = node(*id, &format!("m{id}"), Role::Manager);
+            if let Some(bulkhead_proto::wire::object::Object::Node(node)) = &mut object.object {
+                node.set_status(*status);
+            }
+            object
+        });
+        let mut state = state(nodes);
+        let voters = NODES.all(&state).map(|it| it.member_id).collect();
+        let cluster = crate::view::cluster(&state).expect("there").clone();
+        let wanted = bulkhead_proto::wire::Cluster {
+            desired_voters: voters,
+            ..cluster.clone()
+        };
+        applied(&mut state, &[77; 16], Plan::about(&cluster.id).replace(wanted));
+        state
+    }
+
+    #[test]
+    fn a_demotion_keeps_the_quorum_or_is_refused_with_the_arithmetic() {
+        let demoted = |managers: &[(u8, NodeStatus)], name: &str| {
+            let state = cluster_of(managers);
+            demote(&state, &removal_of(name, false)).map(|decided| plan(decided).changes.len())
+        };
+        let (up, down) = (NodeStatus::Ready, NodeStatus::Down);
+        assert!(demoted(&[(1, up), (2, up), (3, up)], "m3").is_ok());
+        assert!(demoted(&[(1, up), (2, up)], "m2").is_ok());
+        let refusal = |managers: &[(u8, NodeStatus)], name: &str| demoted(managers, name).expect_err(name);
+        refused(
+            &refusal(&[(1, up), (2, up), (3, down)], "m1"),
+            Code::Unsafe,
+            "1 of the 2 managers that would remain answer; 2 are needed",
+            "promote a standby first",
+        );
+        refused(
+            &refusal(&[(1, up)], "m1"),
+            Code::Unsafe,
+            "it is the last manager",
+            "promote",
+        );
+        refused(
+            &refusal(&[(1, up), (2, up), (3, down)], "m3"),
+            Code::NotReady,
+            "does not answer",
+            "node rm --force m3",
+        );
+    }
+
+    #[test]
+    fn roles_are_wanted_and_thought_better_of() {
+        let mut state = cluster_of(&[(1, NodeStatus::Ready), (2, NodeStatus::Ready)]);
+        let step = |state: &mut State, id: u8, decided: Result<Decision, Status>| {
+            applied(state, &[id; 16], plan(decided.expect("planned")));
+            NODES.find(state, "m2").expect("there").wanted_role()
+        };
+        let request = removal_of("m2", false);
+        let decided = demote(&state, &request);
+        assert_eq!(step(&mut state, 8, decided), Role::Standby);
+        assert!(
+            matches!(demote(&state, &request), Ok(Decision::Done { .. })),
+            "again"
+        );
+        let decided = promote(&state, &request);
+        assert_eq!(step(&mut state, 9, decided), Role::Unspecified);
+        assert!(
+            matches!(promote(&state, &request), Ok(Decision::Done { .. })),
+            "a manager is one"
+        );
+        let workers = super::super::testing::state([node(5, "w", Role::Worker)]);
+        for decided in [
+            promote(&workers, &removal_of("w", false)),
+            demote(&workers, &removal_of("w", false)),
+        ] {
+            refused(
+                &decided.expect_err("a worker"),
+                Code::Invalid,
+                "is a worker",
+                "--standby",
+            );
+        }
     }
 
     #[test]

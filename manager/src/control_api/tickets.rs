@@ -30,7 +30,7 @@ pub(super) fn create(
     if role == Role::Unspecified {
         return Err(check::invalid(
             "role",
-            "a ticket is for a manager, a worker or an operator",
+            "a ticket is for a manager, a standby, a worker or an operator",
         ));
     }
     let longest = millis(limits::TICKET_VALIDITY_MAX);

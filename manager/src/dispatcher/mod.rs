@@ -1,6 +1,7 @@
 //! The dispatcher: every fresh manager serves workers from its own replica.
 
 pub mod assignments;
+mod attend;
 pub mod reports;
 mod session;
 mod sessions;
@@ -14,8 +15,8 @@ use std::time::Duration;
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_proto::wire::dispatcher_server::{Dispatcher, DispatcherServer};
 use bulkhead_proto::wire::{
-    BlobChunk, FetchBlobRequest, LivenessReport, LogUp, PushLogsResponse, RenewRequest, RenewResponse,
-    SessionDown, SessionUp, WithdrawRequest, WithdrawResponse, WorkerAge,
+    AttendRequest, AttendResponse, BlobChunk, FetchBlobRequest, LivenessReport, LogUp, PushLogsResponse,
+    RenewRequest, RenewResponse, SessionDown, SessionUp, WithdrawRequest, WithdrawResponse, WorkerAge,
 };
 use bulkhead_proto::{Code, limits};
 use bulkhead_raft::Replica;
@@ -140,6 +141,12 @@ impl Dispatcher for DispatcherService {
             ));
         }
         Ok(Response::new(self.0.registry.fetch(request).await?))
+    }
+
+    async fn attend(&self, request: Request<AttendRequest>) -> Result<Response<AttendResponse>, Status> {
+        let caller = Principal::of(&request)?;
+        let answer = attend::attend(&self.0, &caller, request.into_inner())?;
+        Ok(Response::new(answer))
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewResponse>, Status> {

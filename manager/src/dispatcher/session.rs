@@ -361,7 +361,7 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
 }
 
 /// The root under which the caller's certificate was believed.
-fn issuer_of(cluster: &Cluster, caller: &Principal) -> Vec<u8> {
+pub(super) fn issuer_of(cluster: &Cluster, caller: &Principal) -> Vec<u8> {
     let roots = Bundle::from_ders(trust::roots(cluster)).ok();
     let issuer = roots.as_ref().zip(caller.certificate.as_ref());
     issuer

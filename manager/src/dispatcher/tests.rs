@@ -424,6 +424,7 @@ async fn an_operators_right_ends_when_it_was_given_until() {
     let request = RenewRequest {
         csr: own.csr().expect("signed"),
         request_id: vec![5; 16],
+        ..Default::default()
     };
     let renewed = DispatcherClient::new(manager.channel(&operator))
         .renew(request)
@@ -568,6 +569,7 @@ async fn a_ticket_admits_one_key_and_the_same_key_again() {
         .renew(RenewRequest {
             csr: renewed_key.csr().expect("signed"),
             request_id: vec![6; 16],
+            ..Default::default()
         })
         .await
         .expect("its own certificate")

@@ -135,7 +135,8 @@ impl Leader<'_> {
         let ready = view
             .nodes
             .values()
-            .filter(|node| node.role() == Role::Worker && node.status() == NodeStatus::Ready);
+            .filter(|node| matches!(node.role(), Role::Worker | Role::Standby))
+            .filter(|node| node.status() == NodeStatus::Ready);
         ready
             .filter_map(|node| NodeId::try_from(&node.id[..]).ok())
             .collect()
@@ -210,7 +211,10 @@ impl Leader<'_> {
             let view = View::nodes_of(&state);
             liveness.retain(|node| {
                 let record = view.nodes.get(&node.as_bytes()[..]);
-                record.is_some_and(|it| it.status() != NodeStatus::Down) || alive.contains(&node)
+                // A manager that was a standby is judged by Raft.
+                let judged = record.is_some_and(|it| it.role() != Role::Manager);
+                let down = record.is_some_and(|it| it.status() == NodeStatus::Down);
+                judged && (!down || alive.contains(&node))
             });
             let verdict = liveness.verdict(now);
             note_freeze(&verdict, frozen);

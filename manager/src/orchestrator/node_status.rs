@@ -1,4 +1,4 @@
-//! Which workers are ready or down, written into their records.
+//! Which workers and standbys are ready or down, written into their records.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +12,8 @@ use crate::scheduler::View;
 /// Compares the workers' records with who was heard and with the verdict on the silent ones.
 pub fn plan(view: &View<'_>, alive: &BTreeSet<NodeId>, verdict: &Verdict, now_ms: i64) -> Plan {
     let mut plan = Plan::default();
-    for &node in view.nodes.values().filter(|node| node.role() == Role::Worker) {
+    let heard = |node: &&&wire::Node| matches!(node.role(), Role::Worker | Role::Standby);
+    for &node in view.nodes.values().filter(heard) {
         let Ok(id) = NodeId::try_from(&node.id[..]) else {
             continue;
         };

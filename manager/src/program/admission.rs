@@ -42,6 +42,8 @@ pub(super) async fn become_voter(member: &Member, stop: &CancellationToken) {
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
+        () = member.left.cancelled() => {}
+        () = member.demoted.cancelled() => {}
         () = walk => tracing::info!(raft.member = member.replica.member(), "this manager votes"),
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bulkhead_identity::join::Enrolled;
 use bulkhead_identity::seam::Entropy;
-use bulkhead_identity::store::{KeyFile, ManagerPart};
+use bulkhead_identity::store::{KeyFile, ManagerPart, StandbyPart};
 use bulkhead_identity::{Bundle, Certificate, Credentials, Key, UnlockKey, csr};
 use bulkhead_proto::wire::{EnrolResponse, ManagerAddress, Role};
 use bulkhead_proto::{MemberId, NodeId, RequestId};
@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 use super::Program;
 use super::description::describe;
 use super::error::ProgramError;
-use super::member::Member;
+use super::member::{Machine, Member};
 use crate::ca::genesis::{FirstManager, FirstOperator, Genesis, Wishes, genesis};
 use crate::key_ring::EnvelopeKey;
 
@@ -95,6 +95,7 @@ pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> a
             advertise: order.advertise,
         }),
         lock: lock.clone(),
+        standby: None,
     };
     keys.save(&machine.keys())?;
     let begun = begin(program, keys, &genesis, actor).await;
@@ -156,7 +157,7 @@ async fn begin(
     Ok((member, outcome.index))
 }
 
-/// The key file of a manager that was admitted, written down.
+/// The key file of a manager or standby that was admitted, written down.
 pub(super) fn keys_of_joiner(
     program: &Program,
     enrolled: Enrolled,
@@ -164,28 +165,41 @@ pub(super) fn keys_of_joiner(
     advertise: String,
 ) -> Result<KeyFile, ProgramError> {
     let machine = &program.machine;
-    let entropy = |error| ProgramError::Piece(format!("the system's random source: {error}"));
-    let member = enrolled
-        .member
-        .ok_or_else(|| ProgramError::NotAManager(machine.data.clone()))?;
-    let keys = KeyFile {
+    let standby = StandbyPart { listen, advertise };
+    let mut keys = KeyFile {
         credentials: Arc::new(enrolled.credentials),
         name: enrolled.name,
         managers: enrolled.managers,
-        manager: Some(ManagerPart {
-            member,
-            epoch: enrolled.epoch,
-            store: random(&*machine.entropy).map_err(entropy)?,
-            data_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
-            former_data_key: None,
-            envelope_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
-            listen,
-            advertise,
-        }),
+        manager: None,
+        standby: None,
         lock: enrolled.lock,
     };
+    match enrolled.member {
+        Some(member) => keys.manager = Some(new_part(machine, member, enrolled.epoch, standby)?),
+        None => keys.standby = Some(standby),
+    }
     keys.save(&machine.keys())?;
     Ok(keys)
+}
+
+/// What a new manager keeps: a store that is nobody's yet, and keys that nobody else has.
+pub(super) fn new_part(
+    machine: &Machine,
+    member: MemberId,
+    epoch: u64,
+    place: StandbyPart,
+) -> Result<ManagerPart, ProgramError> {
+    let entropy = |error| ProgramError::Piece(format!("the system's random source: {error}"));
+    Ok(ManagerPart {
+        member,
+        epoch,
+        store: random(&*machine.entropy).map_err(entropy)?,
+        data_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
+        former_data_key: None,
+        envelope_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
+        listen: place.listen,
+        advertise: place.advertise,
+    })
 }
 
 fn random<const N: usize>(entropy: &dyn Entropy) -> Result<[u8; N], bulkhead_identity::seam::EntropyError> {

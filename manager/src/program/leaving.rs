@@ -55,7 +55,8 @@ async fn gone(member: &Member, until: Instant) -> Result<(), Status> {
     ))
 }
 
-async fn ask(member: &Member) -> Result<(), Status> {
+/// Asks the leader once.
+pub(super) async fn ask(member: &Member) -> Result<(), Status> {
     let leader = member.replica.leadership().borrow().leader;
     let no_leader = || {
         refuse(

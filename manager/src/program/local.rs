@@ -22,6 +22,7 @@ use super::init::{self, Order};
 use super::stage::Stage;
 use crate::ca::genesis::FirstOperator;
 use crate::refusal::{chain, internal, refuse};
+use crate::view;
 
 /// Steps of a checklist that wait for a slow reader.
 const STEPS: usize = 32;
@@ -47,7 +48,7 @@ impl local_server::Local for LocalService {
         _: Request<wire::GetLocalStatusRequest>,
     ) -> Result<Response<LocalStatus>, Status> {
         let mut status = LocalStatus {
-            role: Role::Manager.into(),
+            role: view::wire_role(self.0.role).into(),
             ..Default::default()
         };
         match self.0.stage.view() {
@@ -59,6 +60,19 @@ impl local_server::Local for LocalService {
                 status.set_phase(Phase::Joining);
                 status.detail = detail;
             }
+            Stage::Standby(standby) => {
+                status.set_role(Role::Standby);
+                status.set_phase(Phase::Member);
+                status.node_id = standby.node().to_wire();
+                status.cluster_id = standby.identity.subject().cluster.to_wire();
+                status.ready = standby.is_heard();
+                status.name = standby.name();
+                status.certificate_not_after = standby.identity.current().certificate.not_after_ms();
+                status.detail = match status.ready {
+                    true => format!("waits for 'bulkhead node promote {}'", status.name),
+                    false => "no manager takes it now".to_owned(),
+                };
+            }
             Stage::Locked(locked) => {
                 status.set_phase(Phase::Locked);
                 status.node_id = locked.subject.node.to_wire();
@@ -68,6 +82,7 @@ impl local_server::Local for LocalService {
                 status.name = locked.name;
             }
             Stage::Member(member) => {
+                status.set_role(Role::Manager);
                 let voter = member.replica.members().voters.contains(&member.replica.member());
                 status.set_phase(if voter { Phase::Member } else { Phase::Joining });
                 status.node_id = member.node().to_wire();
@@ -89,6 +104,12 @@ impl local_server::Local for LocalService {
         request: Request<wire::InitRequest>,
     ) -> Result<Response<wire::InitResponse>, Status> {
         let actor = actor(&request);
+        if self.0.role == bulkhead_proto::Role::Standby {
+            return Err(invalid(
+                "this program was started as a standby, which joins a cluster that is there",
+                "start bulkhead-manager without --standby to begin one",
+            ));
+        }
         let order = order(request.into_inner())?;
         let entering = self.0.stage.enter().map_err(taken)?;
         let made = init::init(&self.0, order, &actor).await.map_err(|error| {
@@ -122,7 +143,7 @@ impl local_server::Local for LocalService {
         // It goes on without its caller: a join whose ticket is used must not end half-way.
         self.0.work.spawn(async move {
             match join_cluster(&program, order, steps).await {
-                Some(member) => entering.done(Stage::Member(member)),
+                Some(stage) => entering.done(stage),
                 None => drop(entering), // the stage falls back; the last step said why
             }
         });
@@ -144,6 +165,7 @@ impl local_server::Local for LocalService {
                 }));
             }
             stage @ (Stage::Locked(_) | Stage::Entering { .. }) => return Err(taken(stage)),
+            Stage::Standby(standby) => return leave_as_standby(&standby, request.get_ref().force).await,
             Stage::Empty { .. } => {
                 return Err(refuse(
                     Code::NotMember,
@@ -239,6 +261,20 @@ fn not_unlocked(error: &StoreError, given: u32) -> Status {
     }
 }
 
+async fn leave_as_standby(
+    standby: &super::standby::Standby,
+    force: bool,
+) -> Result<Response<wire::LeaveResponse>, Status> {
+    let told = match standby.withdraw().await {
+        Err(refusal) if !force => return Err(refusal),
+        told => told.is_ok(),
+    };
+    tracing::info!(target: "audit", told, "this standby has left its cluster");
+    standby.left.cancel();
+    let name = standby.name();
+    Ok(Response::new(wire::LeaveResponse { told, name }))
+}
+
 fn actor<T>(request: &Request<T>) -> String {
     match request.extensions().get::<ConnectInfo>() {
         Some(ConnectInfo {
@@ -265,7 +301,7 @@ fn taken(stage: Stage) -> Status {
             "this manager is entering a cluster now",
             "wait for it; a wait for approval ends with `bulkhead node approve` or `node reject` at the cluster",
         ),
-        Stage::Empty { .. } | Stage::Member(_) => (
+        Stage::Empty { .. } | Stage::Member(_) | Stage::Standby(_) => (
             Code::AlreadyMember,
             "this manager is in a cluster already",
             "`bulkhead cluster leave` first, or use another data folder",
@@ -370,16 +406,16 @@ impl JoinOrder {
     }
 }
 
-/// Enrols, starts as a member and waits until it votes; the last step says how it ended.
+/// Enrols, starts as a member and waits until it votes, or as a standby; the last step says how it ended.
 pub(super) async fn join_cluster(
     program: &Arc<Program>,
     order: JoinOrder,
     steps: mpsc::Sender<JoinProgress>,
-) -> Option<Arc<super::member::Member>> {
+) -> Option<Stage> {
     let enrolment = Enrolment {
         ticket: order.ticket,
         addresses: order.addresses,
-        role: bulkhead_proto::Role::Manager,
+        role: program.role,
         description: describe(),
         listen: order.listen.clone(),
         advertise: order.advertise.clone(),
@@ -403,9 +439,9 @@ pub(super) async fn join_cluster(
         }
         (None, ()) => return None,
     };
-    let say = async |state: StepState, detail: String, hint: &str, node: Option<NodeId>| {
+    let say = async |step: &str, state: StepState, detail: String, hint: &str, node: Option<NodeId>| {
         let step = JoinProgress {
-            step: "raft".to_owned(),
+            step: step.to_owned(),
             state: state.into(),
             detail,
             hint: hint.to_owned(),
@@ -414,35 +450,36 @@ pub(super) async fn join_cluster(
         };
         let _gone = steps.send(step).await; // whoever asked may have left; the join goes on
     };
-    say(
-        StepState::Started,
-        "receives the log and the key ring".to_owned(),
-        "",
-        None,
-    )
-    .await;
-    let started = match init::keys_of_joiner(program, enrolled, order.listen, order.advertise) {
-        Ok(keys) => program.start(keys).await,
-        Err(error) => Err(error),
+    let name = enrolled.name.clone();
+    let keys = init::keys_of_joiner(program, enrolled, order.listen, order.advertise);
+    let started = match (program.role, keys) {
+        (_, Err(error)) => Err(error),
+        (bulkhead_proto::Role::Standby, Ok(keys)) => program.stand_by(keys).map(Stage::Standby),
+        (_, Ok(keys)) => {
+            let detail = "receives the log and the key ring".to_owned();
+            say("raft", StepState::Started, detail, "", None).await;
+            program.start(keys).await.map(Stage::Member)
+        }
     };
     match started {
-        Ok(member) => {
+        Ok(Stage::Member(member)) => {
             super::admission::become_voter(&member, &program.stop).await;
             member.until_fresh().await;
-            say(
-                StepState::Done,
-                "this manager votes".to_owned(),
-                "",
-                Some(member.node()),
-            )
-            .await;
-            Some(member)
+            let detail = "this manager votes".to_owned();
+            say("raft", StepState::Done, detail, "", Some(member.node())).await;
+            Some(Stage::Member(member))
         }
+        Ok(Stage::Standby(standby)) => {
+            let detail = format!("waits for 'bulkhead node promote {name}'");
+            say("standby", StepState::Done, detail, "", Some(standby.node())).await;
+            Some(Stage::Standby(standby))
+        }
+        Ok(stage @ (Stage::Empty { .. } | Stage::Entering { .. } | Stage::Locked(_))) => Some(stage),
         Err(error) => {
             let error = chain(&error);
             tracing::error!(error, "not joined");
             let hint = "mend that, empty the data folder, and join with a new ticket";
-            say(StepState::Failed, error, hint, None).await;
+            say("raft", StepState::Failed, error, hint, None).await;
             None
         }
     }

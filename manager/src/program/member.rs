@@ -69,6 +69,22 @@ impl Machine {
         self.data.join("joining")
     }
 
+    /// What this manager will be, once it is no manager any more: a key file.
+    pub(super) fn next_keys(&self) -> PathBuf {
+        self.data.join("keys.standby")
+    }
+
+    /// Removes what only a manager has.
+    pub(super) fn clear(&self) -> std::io::Result<()> {
+        for folder in [self.store(), self.images()] {
+            match std::fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
     fn store(&self) -> PathBuf {
         self.data.join("raft")
     }
@@ -79,9 +95,13 @@ impl Machine {
 
     /// Removes what is of a membership, and says how that went. First the keys: without them nobody reads the rest.
     pub(super) fn forget(&self) -> String {
-        let removed = std::fs::remove_file(self.keys())
-            .and_then(|()| std::fs::remove_dir_all(self.store()))
-            .and_then(|()| std::fs::remove_dir_all(self.images()));
+        let next = match std::fs::remove_file(self.next_keys()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        };
+        let removed = next
+            .and_then(|()| std::fs::remove_file(self.keys()))
+            .and_then(|()| self.clear());
         match removed {
             Ok(()) => "it left its cluster, and kept nothing of it".to_owned(),
             Err(error) => {
@@ -111,6 +131,8 @@ pub(super) struct Member {
     data_keys: Arc<DataKeys>,
     /// Cancelled once the cluster counts on this manager no more: then everything ends, and is forgotten.
     pub(super) left: CancellationToken,
+    /// Cancelled once it is a standby in the cluster: then its store goes, and it goes on as one.
+    pub(super) demoted: CancellationToken,
     /// Connections of the local socket, which this member serves along with its own API.
     pub(super) local: mpsc::Sender<LocalConnection>,
     keys: Mutex<KeyFile>,
@@ -399,6 +421,7 @@ impl Member {
             advertise,
             data_keys,
             left: CancellationToken::new(),
+            demoted: CancellationToken::new(),
             local,
             keys: Mutex::new(keys),
         });

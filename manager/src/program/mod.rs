@@ -3,6 +3,7 @@
 
 mod admission;
 mod binding;
+mod demotion;
 mod description;
 mod error;
 mod init;
@@ -13,6 +14,7 @@ mod record;
 mod renewal;
 mod reseal;
 mod stage;
+mod standby;
 mod tasks;
 mod trust;
 
@@ -28,7 +30,8 @@ use bulkhead_identity::seam::{SystemClock, SystemEntropy};
 use bulkhead_identity::store::{KeyFile, StoreError};
 use bulkhead_proto::Role;
 use bulkhead_proto::wire::JoinRequest;
-use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -40,6 +43,7 @@ use zeroize::Zeroizing;
 use self::local::{JoinOrder, LocalService};
 use self::member::{Machine, Member};
 use self::stage::{Stage, Stages};
+use self::standby::Standby;
 
 pub use self::error::ProgramError;
 
@@ -54,6 +58,8 @@ pub struct Config {
     pub join: Option<Join>,
     /// Where the unlock key is, for a manager that is to start by itself although autolock is on.
     pub unlock_key_file: Option<PathBuf>,
+    /// What it joins as. A program that is in a cluster is what its key file says.
+    pub role: Role,
 }
 
 /// A join without anybody at a terminal.
@@ -81,6 +87,8 @@ const TEXT_FILE_BYTES: u64 = 4_096;
 /// What one program is made of.
 pub(crate) struct Program {
     machine: Machine,
+    /// What it joins as: a manager or a standby.
+    role: Role,
     stage: Arc<Stages>,
     attempts: Attempts,
     work: Work,
@@ -123,9 +131,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramE
         clock: Arc::new(SystemClock::start()),
         entropy: Arc::new(SystemEntropy),
     };
-    let attempts = Attempts::kept(&machine.joining(), Role::Manager);
+    let attempts = Attempts::kept(&machine.joining(), config.role);
     let program = Arc::new(Program {
         machine,
+        role: config.role,
         stage: Arc::new(Stages::new()),
         attempts,
         work: Work(Mutex::default()),
@@ -161,10 +170,7 @@ async fn resume(program: &Arc<Program>, unlock_key_file: Option<&Path>) -> Resul
     };
     match keys {
         Ok(keys) => {
-            let member = program.go_on(keys).await?;
-            if let Ok(entering) = program.stage.enter() {
-                entering.done(Stage::Member(member));
-            }
+            go_on_as(program.clone(), keys).await?;
         }
         Err(StoreError::Missing(_)) => {}
         Err(StoreError::Locked(locked)) => {
@@ -178,6 +184,19 @@ async fn resume(program: &Arc<Program>, unlock_key_file: Option<&Path>) -> Resul
         Err(error) => return Err(error.into()),
     }
     Ok(())
+}
+
+/// Goes on as the member or standby that the key file says.
+fn go_on_as(program: Arc<Program>, keys: KeyFile) -> BoxFuture<'static, Result<(), ProgramError>> {
+    async move {
+        let stage = match keys.subject().role {
+            Role::Standby => Stage::Standby(program.stand_by(keys)?),
+            Role::Manager | Role::Worker | Role::Operator => Stage::Member(program.go_on(keys).await?),
+        };
+        program.stage.is(stage);
+        Ok(())
+    }
+    .boxed()
 }
 
 /// The unlock key in a file. A bad one is not fatal: the program then waits for a person.
@@ -197,6 +216,7 @@ fn unlock_key(path: &Path) -> Option<UnlockKey> {
 enum End {
     Stop,
     Left,
+    Demoted,
     Failure(ProgramError),
 }
 
@@ -229,23 +249,28 @@ impl Program {
         tasks.spawn("resealing", async move {
             reseal::follow(&resealing.0, &resealing.1).await
         });
+        let demoting = (member.clone(), tasks.stop());
+        tasks.spawn("demotion", async move {
+            demotion::follow(&demoting.0, &demoting.1).await
+        });
         let (program, watched) = (self.clone(), member.clone());
         self.work.spawn(async move {
             let end = tokio::select! {
                 biased;
                 () = program.stop.cancelled() => End::Stop,
                 () = watched.left.cancelled() => End::Left,
+                () = watched.demoted.cancelled() => End::Demoted,
                 fatal = watched.replica.stopped() => End::Failure(ProgramError::Stopped(fatal)),
                 name = tasks.ended_early() => End::Failure(ProgramError::Piece(name)),
             };
-            let left = matches!(end, End::Left);
+            let (left, demoted) = (matches!(end, End::Left), matches!(end, End::Demoted));
             // Whatever was asked to end by the stop may be seen here first.
             if let End::Failure(error) = end
                 && !program.stop.is_cancelled()
             {
                 let _ending = program.failed.try_send(error); // a full queue has a reason to end already
             }
-            if !left && watched.replica.leadership().borrow().leading.is_some() {
+            if !left && !demoted && watched.replica.leadership().borrow().leading.is_some() {
                 watched.replica.hand_over(None).await;
             }
             tasks.end().await;
@@ -253,8 +278,52 @@ impl Program {
             if left {
                 program.stage.left(&watched.machine.forget());
             }
+            if demoted {
+                program.is_standby_now().await;
+            }
         });
         Ok(member)
+    }
+
+    /// The manager's key file gives way to the standby's; its store goes with the first step as one.
+    async fn is_standby_now(self: &Arc<Self>) {
+        let machine = &self.machine;
+        let keys = KeyFile::load(&machine.next_keys()).map_err(ProgramError::from);
+        let renamed = std::fs::rename(machine.next_keys(), machine.keys());
+        let resumed = match (keys, renamed) {
+            (Ok(keys), Ok(())) => go_on_as(self.clone(), keys).await,
+            (Err(error), _) => Err(error),
+            (_, Err(source)) => Err(ProgramError::Folder {
+                path: machine.data.clone(),
+                source,
+            }),
+        };
+        if let Err(error) = resumed {
+            let _ending = self.failed.try_send(error); // a full queue has a reason to end already
+        }
+    }
+
+    /// Waits as a standby until the program ends, it is promoted, or it left.
+    fn stand_by(self: &Arc<Self>, keys: KeyFile) -> Result<Arc<Standby>, ProgramError> {
+        let standby = Arc::new(Standby::new(self.machine.clone(), keys)?);
+        tracing::info!(node.id = %standby.node(), "a standby of the cluster");
+        let (program, waiting) = (self.clone(), standby.clone());
+        self.work.spawn(async move {
+            let end = tokio::select! {
+                biased;
+                () = program.stop.cancelled() => return,
+                end = waiting.run() => end,
+            };
+            match end {
+                standby::End::Left => program.stage.left(&program.machine.forget()),
+                standby::End::Promoted(keys) => {
+                    if let Err(error) = go_on_as(program.clone(), *keys).await {
+                        let _ending = program.failed.try_send(error); // a full queue has a reason to end already
+                    }
+                }
+            }
+        });
+        Ok(standby)
     }
 }
 
@@ -284,7 +353,9 @@ where
         let Some(Ok(connection)) = connection else { return };
         let server = match program.stage.view() {
             Stage::Member(member) => member.local.clone(),
-            Stage::Empty { .. } | Stage::Entering { .. } | Stage::Locked(_) => waiting.clone(),
+            Stage::Empty { .. } | Stage::Entering { .. } | Stage::Locked(_) | Stage::Standby(_) => {
+                waiting.clone()
+            }
         };
         // A caller that finds the queue full is turned away; it tries again.
         let _full = server.try_send(connection);
@@ -348,8 +419,8 @@ async fn try_once(program: &Arc<Program>, request: &JoinRequest) -> bool {
         }
     };
     match tokio::join!(joined, told) {
-        (Some(member), ()) => {
-            entering.done(Stage::Member(member));
+        (Some(stage), ()) => {
+            entering.done(stage);
             true
         }
         (None, ()) => false, // the stage falls back

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bulkhead_identity::tls::{self, Expect};
 use bulkhead_identity::{Bundle, Certificate, Credentials, Key, renewal};
 use bulkhead_proto::limits;
-use bulkhead_proto::wire::{RenewRequest, dispatcher_client::DispatcherClient};
+use bulkhead_proto::wire::{RenewRequest, RenewResponse, Role, dispatcher_client::DispatcherClient};
 use bulkhead_raft::Member as RaftMember;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -69,6 +69,7 @@ async fn ask(member: &Member, mut client: DispatcherClient<Channel>) -> anyhow::
     let request = RenewRequest {
         csr: key.csr()?,
         request_id,
+        role: Role::Unspecified.into(),
     };
     let response = client.renew(request).await?.into_inner();
     let current = member.identity.current();
@@ -79,6 +80,19 @@ async fn ask(member: &Member, mut client: DispatcherClient<Channel>) -> anyhow::
         bundle: Bundle::from_ders(response.roots)?.with_former(current.bundle.former())?,
     };
     Ok(member.renewed(credentials)?)
+}
+
+/// The answer of the first manager that gives one.
+pub(super) async fn ask_managers(member: &Member, request: RenewRequest) -> anyhow::Result<RenewResponse> {
+    let mut last = anyhow::anyhow!("no manager answers");
+    for mut client in managers(member) {
+        match timeout(CALL, client.renew(request.clone())).await {
+            Ok(Ok(answer)) => return Ok(answer.into_inner()),
+            Ok(Err(status)) => last = status.into(),
+            Err(_) => {}
+        }
+    }
+    Err(last)
 }
 
 /// This manager first: it needs no other's network.

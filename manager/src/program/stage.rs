@@ -1,10 +1,11 @@
-//! Where a manager program stands: in no cluster, entering one, locked, or a member.
+//! Where a manager program stands: in no cluster, entering one, locked, a member, or a standby.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_identity::store::Locked;
 
 use super::member::Member;
+use super::standby::Standby;
 
 /// Where it stands.
 #[derive(Clone)]
@@ -13,6 +14,7 @@ pub(super) enum Stage {
     Entering { detail: String },
     Locked(Box<Locked>),
     Member(Arc<Member>),
+    Standby(Arc<Standby>),
 }
 
 /// One program's stage. Only one entry is under way at a time.
@@ -71,6 +73,11 @@ impl Stages {
         if let Stage::Entering { detail } = &mut *self.lock() {
             *detail = now;
         }
+    }
+
+    /// The program is this now, whatever it was.
+    pub(super) fn is(&self, stage: Stage) {
+        *self.lock() = stage;
     }
 
     /// The member is no more: the program may enter a cluster again.

@@ -127,6 +127,7 @@ fn role_word(role: wire::Role) -> &'static str {
         wire::Role::Manager => "manager",
         wire::Role::Worker => "worker",
         wire::Role::Operator => "operator",
+        wire::Role::Standby => "standby",
     }
 }
 

@@ -334,14 +334,43 @@ impl Run<'_> {
                 new.tombstones.clone_from(&old.tombstones);
             }
             (Some(Any::Node(old)), Some(Any::Node(new))) => {
-                if new.role != old.role {
-                    return Err(reject(Code::Invalid, Some(key), "a node never changes its role"));
-                }
-                new.member_id = old.member_id;
+                new.member_id = match new.role == old.role {
+                    true => old.member_id,
+                    false => self.check_role(key, old, new)?,
+                };
             }
             _ => {}
         }
         self.put(key, new)
+    }
+
+    /// A standby becomes a manager, and a manager that counts for nothing any more a standby, where an operator wanted
+    /// it: its member id then. No other role ever changes.
+    fn check_role(&self, key: Key, old: &Node, new: &Node) -> Result<u64, Rejection> {
+        let wanted = old.wanted_role == new.role;
+        match (old.role(), new.role()) {
+            (Role::Standby, Role::Manager) if wanted => Ok(self.index),
+            (Role::Manager, Role::Standby) if wanted => {
+                let cluster = self.state.list(Kind::Cluster).next();
+                let counts = matches!(
+                    cluster.and_then(|it| it.object.as_ref()),
+                    Some(Any::Cluster(cluster)) if cluster.desired_voters.contains(&old.member_id)
+                );
+                match counts || !new.envelope_key.is_empty() || new.opened_epoch != 0 {
+                    true => Err(reject(
+                        Code::Invalid,
+                        Some(key),
+                        "the manager still counts for the quorum",
+                    )),
+                    false => Ok(0),
+                }
+            }
+            _ => Err(reject(
+                Code::Invalid,
+                Some(key),
+                "a node never changes its role unasked",
+            )),
+        }
     }
 
     fn delete(&mut self, key: Key) -> Result<(), Rejection> {
@@ -513,7 +542,7 @@ impl Run<'_> {
             .tombstones
             .retain(|it| it.removed_at.saturating_add(keep) > now);
         if cluster.tombstones.len() >= TOMBSTONES {
-            let lesser = |it: &Tombstone| matches!(it.role(), Role::Worker | Role::Operator);
+            let lesser = |it: &Tombstone| matches!(it.role(), Role::Worker | Role::Operator | Role::Standby);
             let oldest = cluster.tombstones.iter().position(lesser).ok_or_else(|| {
                 reject(
                     Code::Invalid,

@@ -557,3 +557,69 @@ fn nobody_waits_with_a_ticket_that_asks_for_no_approval() {
     let refused = apply(&mut state, Given::default(), vec![uses(Some(3))]);
     assert_eq!(refused, Some(RejectionCode::Invalid));
 }
+
+#[test]
+fn a_role_changes_only_where_an_operator_wants_it() {
+    let of = |role: Role, wanted: Role| {
+        object(Any::Node(Node {
+            id: vec![2; 16],
+            name: "node-2".into(),
+            role: role.into(),
+            wanted_role: wanted.into(),
+            ..Default::default()
+        }))
+    };
+    let member = |state: &State| match &state.list(Kind::Node).next().expect("there").object {
+        Some(Any::Node(node)) => node.member_id,
+        _ => panic!("a node"),
+    };
+    let change = |state: &mut State, to| apply(state, Given::default(), vec![Step::Replace(to)]);
+    const NONE: Role = Role::Unspecified;
+    for (from, wanted, to) in [
+        (Role::Standby, NONE, Role::Manager),
+        (Role::Worker, Role::Manager, Role::Manager),
+        (Role::Operator, Role::Manager, Role::Manager),
+        (Role::Standby, Role::Worker, Role::Worker),
+        (Role::Manager, NONE, Role::Standby),
+        (Role::Manager, Role::Worker, Role::Worker),
+    ] {
+        let mut state = State::default();
+        apply(&mut state, Given::default(), vec![Step::Create(of(from, wanted))]);
+        let refused = change(&mut state, of(to, NONE));
+        assert_eq!(
+            refused,
+            Some(RejectionCode::Invalid),
+            "{from:?} {wanted:?} {to:?}"
+        );
+    }
+
+    let mut state = State::default();
+    let made = vec![
+        Step::Create(cluster(Vec::new())),
+        Step::Create(of(Role::Standby, Role::Manager)),
+    ];
+    assert_eq!(apply(&mut state, Given::default(), made), None);
+    assert_eq!(member(&state), 0);
+    assert_eq!(change(&mut state, of(Role::Manager, Role::Standby)), None);
+    let first = member(&state);
+    assert_eq!(first, state.index(), "a member id is never used twice");
+
+    // While it counts, it stays a manager.
+    let voters = |voters: &[u64]| {
+        object(Any::Cluster(Cluster {
+            id: vec![1; 16],
+            desired_voters: voters.to_vec(),
+            ..Default::default()
+        }))
+    };
+    assert_eq!(change(&mut state, voters(&[first])), None);
+    assert_eq!(
+        change(&mut state, of(Role::Standby, Role::Manager)),
+        Some(RejectionCode::Invalid)
+    );
+    assert_eq!(change(&mut state, voters(&[])), None);
+    assert_eq!(change(&mut state, of(Role::Standby, Role::Manager)), None);
+    assert_eq!(member(&state), 0);
+    assert_eq!(change(&mut state, of(Role::Manager, NONE)), None);
+    assert!(member(&state) > first);
+}

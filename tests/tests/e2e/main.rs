@@ -15,6 +15,7 @@ mod foreign_image;
 mod lock;
 mod operations;
 mod refusals;
+mod roles;
 mod rotation;
 mod tickets;
 mod wire;

@@ -391,6 +391,13 @@ impl Dispatcher for Shared {
         Ok(Response::new(Box::pin(tokio_stream::iter(answer))))
     }
 
+    async fn attend(
+        &self,
+        _: Request<wire::AttendRequest>,
+    ) -> Result<Response<wire::AttendResponse>, Status> {
+        Err(Status::permission_denied("a worker is no standby"))
+    }
+
     async fn renew(
         &self,
         request: Request<wire::RenewRequest>,
@@ -408,6 +415,7 @@ impl Dispatcher for Shared {
             roots: vec![self.cluster.authority.root_der().to_vec()],
             index: 1,
             chain: Vec::new(),
+            ..Default::default()
         }))
     }
 
