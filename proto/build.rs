@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "object",
+    "audit",
     "command",
     "enrolment",
     "dispatcher",

@@ -10,7 +10,9 @@ use crate::environment::Environment;
 use crate::field::environment_entry;
 use crate::output::{Format, document};
 use crate::refusal::{Code, Exit, Refusal};
-use crate::{cluster, context_verb, dev, events, health, image, node, operator, secret, service, task};
+use crate::{
+    audit, cluster, context_verb, dev, events, health, image, node, operator, secret, service, task,
+};
 
 /// The `bulkhead` command line.
 #[derive(Debug, Parser)]
@@ -58,6 +60,8 @@ enum Verb {
     Dev(dev::Dev),
     /// Prints what changes in the cluster
     Events(events::Events),
+    /// Prints who did what to identities, secrets and keys, and proves that nobody rewrote it
+    Audit(audit::Audit),
     /// Says whether the program behind --socket is ready
     #[command(hide = true)]
     Health(health::Health),
@@ -119,6 +123,7 @@ async fn dispatch(verb: Verb, app: &mut App<'_>) -> Result<Exit, Refusal> {
         Verb::Context(verb) => return context_verb::run(verb, app),
         Verb::Dev(options) => return dev::run(options, app).await,
         Verb::Events(options) => return events::run(options, app).await,
+        Verb::Audit(options) => return audit::run(options, app).await,
         Verb::Health(options) => return health::run(options, app).await,
         Verb::Version => version(app.global.format.unwrap_or(Format::Table)),
         Verb::Completion { shell } => {

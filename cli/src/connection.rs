@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::local_client::LocalClient;
-use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest};
+use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest, MemberStatus};
 use bulkhead_proto::{Code, KeyId, limits};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::Channel;
@@ -74,6 +74,15 @@ pub(crate) enum Effect {
     Read,
     /// Something may have changed although no answer came.
     Change,
+}
+
+/// What one manager said.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    /// Its name, or its address where nobody knows its name.
+    pub(crate) who: String,
+    /// What it said, or why it said nothing.
+    pub(crate) status: Result<ClusterStatus, String>,
 }
 
 /// A conversation with the managers of one cluster, or with one program's socket.
@@ -215,6 +224,40 @@ impl Connection {
             control.get_cluster_status(GetClusterStatusRequest {}).await
         })
         .await
+    }
+
+    /// What each manager that is known says of the cluster, or why it says nothing.
+    pub(crate) async fn each_status(&mut self) -> Result<Vec<Answered>, Refusal> {
+        // Who is known is what a manager said last.
+        let members = self.status().await?.members;
+        let mut all = Vec::new();
+        for (at, endpoint) in self.endpoints.iter().enumerate() {
+            let mut control = self.client(at);
+            let status = match timeout(PROBE, control.get_cluster_status(GetClusterStatusRequest {})).await {
+                Ok(Ok(answer)) => Ok(answer.into_inner()),
+                Ok(Err(status)) => Err(chain(&status)),
+                Err(_) => Err(format!("no answer within {} s", PROBE.as_secs())),
+            };
+            // Behind a socket only the answer says who it is.
+            let is_it = |it: &&MemberStatus| match &status {
+                Ok(status) => it.node_id == status.node_id,
+                Err(_) => it.address == endpoint.address,
+            };
+            let name = members
+                .iter()
+                .find(is_it)
+                .map_or_else(|| endpoint.address.clone(), |it| it.name.clone());
+            all.push(Answered { who: name, status });
+        }
+        let met = |member: &&MemberStatus| all.iter().any(|it: &Answered| it.who == member.name);
+        let unknown: Vec<&MemberStatus> = members.iter().filter(|member| !met(member)).collect();
+        let missing = unknown.into_iter().map(|member| Answered {
+            who: member.name.clone(),
+            status: Err("this connection does not reach it".to_owned()),
+        });
+        let missing: Vec<Answered> = missing.collect();
+        all.extend(missing);
+        Ok(all)
     }
 
     /// Looks for a manager anew with the next call, as a new command does.

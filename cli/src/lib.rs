@@ -9,6 +9,7 @@ pub mod image;
 pub mod scrub;
 
 mod app;
+mod audit;
 mod cluster;
 mod connection;
 mod context;

@@ -4,6 +4,36 @@ use std::time::Duration;
 
 use crate::refusal::{Code, Refusal};
 
+/// A point in time, as people give it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// So long ago.
+    Ago(Duration),
+    /// Then; milliseconds since 1970.
+    At(i64),
+}
+
+impl Since {
+    /// The point in milliseconds since 1970, where it is `now`.
+    pub(crate) fn before(self, now: i64) -> i64 {
+        match self {
+            Since::At(at) => at,
+            Since::Ago(ago) => now.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)),
+        }
+    }
+}
+
+/// Reads a duration like `10m`, or a time like `2026-01-31T12:00:00Z`.
+pub(crate) fn since(text: &str) -> Result<Since, String> {
+    if let Ok(duration) = duration(text) {
+        return Ok(Since::Ago(duration));
+    }
+    let time: jiff::Timestamp = text
+        .parse()
+        .map_err(|_| "write a duration like 10m, or a time like 2026-01-31T12:00:00Z")?;
+    Ok(Since::At(time.as_millisecond()))
+}
+
 /// Units of a duration in nanoseconds. `ms` before `m`: the longest unit that fits is taken.
 const TIMES: &[(&str, u128)] = &[
     ("ns", 1),
@@ -209,5 +239,12 @@ mod tests {
         for text in ["", "1c", "0.0001", "-1"] {
             assert!(cpus(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn since_is_a_duration_or_a_time() {
+        assert_eq!(since("10m"), Ok(Since::Ago(Duration::from_secs(600))));
+        assert_eq!(since("1970-01-01T00:00:01Z"), Ok(Since::At(1_000)));
+        assert!(since("yesterday").is_err());
     }
 }

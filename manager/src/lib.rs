@@ -1,5 +1,6 @@
 //! The manager: what decides about nodes, services and secrets from the replicated state.
 
+pub mod audit;
 pub mod authz;
 pub mod ca;
 pub mod control_api;

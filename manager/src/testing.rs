@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server};
 use zeroize::Zeroizing;
 
+use crate::audit::Notes;
 use crate::authz::{AuthzLayer, Listing};
 use crate::ca::genesis::{FirstManager, FirstOperator, Wishes, genesis};
 use crate::ca::{Ca, EnrolmentService, Validity, genesis};
@@ -170,7 +171,7 @@ impl Manager {
             Arc::new(peers.clone()),
             clock.clone(),
             entropy.clone(),
-            actor,
+            actor.clone(),
         );
         let ring = KeyRing::new(node, envelope, entropy.clone());
         let fresh = Fresh::new(replica.clone(), clock.clone());
@@ -178,6 +179,7 @@ impl Manager {
         let (sessions, listing) = (Sessions::default(), Listing::new(replica.clone()));
         let (handle, committer) = reports(proposer.clone(), entropy.clone(), node);
         let ca = Ca::new(ring.clone());
+        let notes = Notes::default();
         let enrolment = EnrolmentService::new(
             replica.clone(),
             proposer.clone(),
@@ -185,6 +187,7 @@ impl Manager {
             ca,
             clock.clone(),
             Challenges::new().expect("random"),
+            notes.clone(),
         );
         let registry = Registry::open(folder.path(), Arc::new(peers.clone())).expect("a folder");
         let signs = Signs::default();
@@ -198,6 +201,7 @@ impl Manager {
             signs: signs.clone(),
             reports: handle,
             enrolment: enrolment.clone(),
+            notes: notes.clone(),
             clock: clock.clone(),
             entropy: entropy.clone(),
         });
@@ -210,7 +214,7 @@ impl Manager {
             peers: Arc::new(peers.clone()),
             fresh: fresh.clone(),
             clock: clock.clone(),
-            entropy,
+            entropy: entropy.clone(),
         });
         let peer = PeerService::new(peer::Parts {
             gate: Gate::new(replica.clone(), proposer.clone(), clock.clone()),
@@ -247,10 +251,18 @@ impl Manager {
             fresh.clone(),
             peers.clone(),
             clock.clone(),
+            notes.clone(),
             stop.clone(),
         );
         tokio::spawn(fresh.clone().follow(peers.clone(), stop.clone()));
         tokio::spawn(committer.run(stop.clone()));
+        tokio::spawn(notes.run(
+            manager.proposer.clone(),
+            actor,
+            clock.clone(),
+            entropy,
+            stop.clone(),
+        ));
         tokio::spawn(report_liveness(
             replica.clone(),
             peers,

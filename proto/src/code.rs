@@ -214,6 +214,8 @@ codes! {
     DevFailed = "BH-E0123", Failed, "the local cluster failed";
     /// A step that destroys needs a yes.
     NotConfirmed = "BH-E0130", Usage, "not confirmed";
+    /// The audit log is not what was written.
+    AuditBroken = "BH-E0140", Failed, "audit log does not verify";
     /// A defect of this program or of the cluster.
     Internal = "BH-E0150", Failed, "internal error";
 }

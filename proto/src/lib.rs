@@ -2,6 +2,7 @@
 //!
 //! Nothing here opens a socket, reads a clock or spawns a task, so each crate may depend on it.
 
+pub mod audit;
 pub mod code;
 pub mod ids;
 pub mod limits;

@@ -55,6 +55,13 @@ pub const LIST_ENTRIES: usize = 1_000;
 pub const PRECONDITIONS: usize = 4_096;
 /// Changes of one transaction.
 pub const CHANGES: usize = 4_096;
+/// Records of the audit log that managers keep; the oldest go first. About 4 MB on each manager and in each snapshot.
+pub const AUDIT_RECORDS: usize = 10_000;
+/// Characters of one text in an audit record; the rest is cut.
+pub const AUDIT_TEXT_CHARS: usize = 255;
+/// A node that tasks with a secret are placed on again and again makes one record of it in this time: doubling it halves
+/// what a service that fails for ever writes into the log, and hides as much.
+pub const AUDIT_ACCESS: Duration = Duration::from_secs(3_600);
 
 /// Validity of a node's certificate.
 pub const NODE_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(90 * 86_400);

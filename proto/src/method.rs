@@ -186,7 +186,8 @@ impl Method {
             | Method::ControlListImages
             | Method::ControlRemoveImage
             | Method::ControlLogs
-            | Method::ControlWatch => (OPERATORS, Standing::Listed),
+            | Method::ControlWatch
+            | Method::ControlListAudit => (OPERATORS, Standing::Listed),
 
             Method::LocalGetStatus
             | Method::LocalInit

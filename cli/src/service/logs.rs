@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::app::App;
 use crate::connection::{Connection, Effect, Patience, pages};
 use crate::output::{Format, text};
-use crate::quantity;
+use crate::quantity::{Since, since};
 use crate::refusal::{Exit, Refusal, from_status, printable};
 use crate::task;
 
@@ -33,30 +33,10 @@ pub(crate) struct Logs {
     timestamps: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Since {
-    Ago(Duration),
-    At(i64),
-}
-
-fn since(text: &str) -> Result<Since, String> {
-    if let Ok(duration) = quantity::duration(text) {
-        return Ok(Since::Ago(duration));
-    }
-    let time: jiff::Timestamp = text
-        .parse()
-        .map_err(|_| "write a duration like 10m, or a time like 2026-01-31T12:00:00Z")?;
-    Ok(Since::At(time.as_millisecond()))
-}
-
 pub(super) async fn run(logs: Logs, app: &mut App<'_>) -> Result<Exit, Refusal> {
     let mut connection = app.connect()?;
     let place = format!("service {}", logs.service);
-    let since = match logs.since {
-        None => 0,
-        Some(Since::At(at)) => at,
-        Some(Since::Ago(ago)) => text::now_ms() - i64::try_from(ago.as_millis()).unwrap_or(i64::MAX),
-    };
+    let since = logs.since.map_or(0, |since| since.before(text::now_ms()));
     let mut titles = titles(&mut connection, &logs.service).await?;
     let mut request = LogsRequest {
         service: logs.service.clone(),
@@ -185,12 +165,5 @@ mod tests {
             (&json["stream"], &json["text"]),
             (&json!("stderr"), &json!("hi \u{1b}[2J"))
         );
-    }
-
-    #[test]
-    fn since_is_a_duration_or_a_time() {
-        assert_eq!(since("10m"), Ok(Since::Ago(Duration::from_secs(600))));
-        assert_eq!(since("1970-01-01T00:00:01Z"), Ok(Since::At(1_000)));
-        assert!(since("yesterday").is_err());
     }
 }

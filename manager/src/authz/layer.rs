@@ -17,6 +17,7 @@ use tower::{Layer, Service};
 use super::guard::Guarded;
 use super::right::Right;
 use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, rotated, stale};
+use crate::audit::Notes;
 use crate::freshness::Fresh;
 use crate::peers::Peers;
 use crate::refusal::refuse;
@@ -35,6 +36,7 @@ struct Parts {
     fresh: Fresh,
     peers: Peers,
     clock: Arc<dyn Clock>,
+    notes: Notes,
     stop: CancellationToken,
 }
 
@@ -46,6 +48,7 @@ impl AuthzLayer {
         fresh: Fresh,
         peers: Peers,
         clock: Arc<dyn Clock>,
+        notes: Notes,
         stop: CancellationToken,
     ) -> Self {
         Self(Arc::new(Parts {
@@ -54,6 +57,7 @@ impl AuthzLayer {
             fresh,
             peers,
             clock,
+            notes,
             stop,
         }))
     }
@@ -146,12 +150,19 @@ impl Parts {
                 "use programs of the same version",
             ),
         };
-        let address = address.map(|it| it.to_string()).unwrap_or_default();
         match refused.code() {
             tonic::Code::Unavailable => {
                 tracing::debug!(path, actor = principal.actor, "call put off: not fresh")
             }
-            _ => tracing::warn!(target: "audit", path, actor = principal.actor, address, "call denied"),
+            _ => {
+                let from = address.map(|it| it.to_string()).unwrap_or_default();
+                tracing::warn!(target: "audit", path, actor = principal.actor, address = from, "call denied");
+                // Only a path that is ours: the caller chose the others.
+                let called = method.map_or("no method of ours", Method::path);
+                let from = address.map(|it| it.ip());
+                self.notes
+                    .refused(&principal.actor, from, format_args!("call: {called}"));
+            }
         }
         Err(refused)
     }

@@ -16,6 +16,7 @@ use tower::{Layer as _, Service as _, ServiceExt as _, service_fn};
 use super::guard::Guarded;
 use super::right::Right;
 use super::*;
+use crate::audit::Notes;
 use crate::freshness::Fresh;
 use crate::testing::Manager;
 
@@ -64,6 +65,7 @@ async fn every_method_takes_its_callers_and_nobody_else() {
             fresh,
             peers,
             clock,
+            Notes::default(),
             manager.stop.clone(),
         )
     };
@@ -138,7 +140,15 @@ async fn every_open_stream_ends_with_the_manager() {
     let (listing, fresh) = (manager.listing.clone(), manager.fresh.clone());
     let (peers, clock) = (manager.peers.clone(), manager.clock.clone());
     let stop = CancellationToken::new();
-    let layer = AuthzLayer::new(manager.cluster, listing, fresh, peers, clock, stop.clone());
+    let layer = AuthzLayer::new(
+        manager.cluster,
+        listing,
+        fresh,
+        peers,
+        clock,
+        Notes::default(),
+        stop.clone(),
+    );
     let service = layer.layer(service_fn(|_: Request<Body>| async {
         Ok::<_, Infallible>(Response::new(Body::new(Silent)))
     }));

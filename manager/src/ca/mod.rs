@@ -25,6 +25,7 @@ use crate::key_ring::{KeyRing, KeyRingError};
 use crate::view;
 
 pub use lead::lead;
+pub(crate) use limiter::Limiter;
 pub use service::EnrolmentService;
 pub(crate) use service::request_id;
 pub use trust::roots;

@@ -23,6 +23,7 @@ use super::limiter::Limiter;
 use super::renewal::{self, Renewal};
 use super::trust::{self, chain, roots};
 use super::{Ca, CaError, Validity, committed, manager_addresses};
+use crate::audit::Notes;
 use crate::authz::Principal;
 use crate::freshness::Fresh;
 use crate::proposer::Proposer;
@@ -49,6 +50,7 @@ struct Inner {
     ca: Ca,
     clock: Arc<dyn Clock>,
     challenges: Challenges,
+    notes: Notes,
     wrong: Limiter<IpAddr>,
     renewals: Limiter<NodeId>,
 }
@@ -62,6 +64,7 @@ impl EnrolmentService {
         ca: Ca,
         clock: Arc<dyn Clock>,
         challenges: Challenges,
+        notes: Notes,
     ) -> Self {
         Self(Arc::new(Inner {
             replica,
@@ -70,6 +73,7 @@ impl EnrolmentService {
             ca,
             clock,
             challenges,
+            notes,
             wrong: Limiter::new(WRONG.0, WRONG.1),
             renewals: Limiter::new(RENEWALS.0, RENEWALS.1),
         }))
@@ -196,6 +200,9 @@ impl EnrolmentService {
         let (key, request) = (&asked.key, asked.request);
         let refused = |refusal: renewal::Refusal| {
             tracing::warn!(target: "audit", node = %node, reason = %refusal, "renewal refused");
+            self.0
+                .notes
+                .refused(actor, None, format_args!("renewal: {refusal}"));
             refuse(
                 refusal.code(),
                 tonic::Code::PermissionDenied,
@@ -258,6 +265,9 @@ impl EnrolmentService {
         let refused = |reason: &str| {
             let address = from.map(|it| it.to_string()).unwrap_or_default();
             tracing::warn!(target: "audit", address, reason, "return refused");
+            self.0
+                .notes
+                .refused("anonymous", from, format_args!("return: {reason}"));
             if let Some(from) = from {
                 self.was_wrong(from);
             }
@@ -304,6 +314,9 @@ impl EnrolmentService {
     fn refused(&self, refusal: &admission::Refusal, from: Option<IpAddr>) -> Status {
         let address = from.map(|it| it.to_string()).unwrap_or_default();
         tracing::warn!(target: "audit", address, reason = %refusal, "enrolment refused");
+        self.0
+            .notes
+            .refused("anonymous", from, format_args!("join: {}", said(refusal.code())));
         if let (admission::Refusal::Unknown, Some(from)) = (refusal, from) {
             self.was_wrong(from);
         }
@@ -359,6 +372,9 @@ impl Enrolment for EnrolmentService {
     async fn enrol(&self, request: Request<EnrolRequest>) -> Result<Response<EnrolResponse>, Status> {
         let from = Principal::of(&request)?.address.map(|address| address.ip());
         if from.is_some_and(|from| !self.0.wrong.allows(from, self.0.clock.monotonic())) {
+            self.0
+                .notes
+                .refused("anonymous", from, "join: too many wrong tickets");
             return Err(too_often("too many wrong tickets came from this address"));
         }
         let answer = self.admit(request.into_inner(), from).await?;
@@ -368,6 +384,9 @@ impl Enrolment for EnrolmentService {
     async fn r#return(&self, request: Request<ReturnRequest>) -> Result<Response<EnrolResponse>, Status> {
         let from = Principal::of(&request)?.address.map(|address| address.ip());
         if from.is_some_and(|from| !self.0.wrong.allows(from, self.0.clock.monotonic())) {
+            self.0
+                .notes
+                .refused("anonymous", from, "return: too many wrong proofs");
             return Err(too_often("too many wrong proofs came from this address"));
         }
         let answer = self.take_back(request.into_inner(), from).await?;
@@ -381,6 +400,11 @@ struct Asked {
     /// Unspecified: the node's own.
     role: WireRole,
     request: RequestId,
+}
+
+/// A code as the audit log says it: the refusal's own words may be the asker's.
+fn said(code: Code) -> String {
+    format!("{} {}", code.as_str(), code.title())
 }
 
 /// The key that a certificate request gives.

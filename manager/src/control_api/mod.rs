@@ -3,6 +3,7 @@
 //!
 //! The authorisation layer ran before: who calls is in the request's [`Principal`], and the replica was fresh.
 
+mod audit;
 mod change;
 mod check;
 mod cluster;
@@ -287,6 +288,15 @@ impl Service for Control {
             request.generation,
             state.index(),
         )?;
+        let shown = Plan::default().with(audit::shown(&actor, key.generation));
+        let mut own = [0; 16];
+        self.0
+            .entropy
+            .fill(&mut own)
+            .map_err(|error| internal("has no random bytes", &error))?;
+        // On record before it leaves; where that cannot be, nobody sees it.
+        self.commit(&actor, RequestId::from_bytes(own), Kind::Cluster, shown)
+            .await?;
         tracing::info!(target: "audit", actor, generation = key.generation, "unlock key shown");
         Ok(Response::new(key))
     }
@@ -669,5 +679,12 @@ impl Service for Control {
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Answer<Self::WatchStream> {
         watch::watch(self.0.replica.clone(), &request.into_inner()).map(Response::new)
+    }
+
+    async fn list_audit(&self, request: Request<wire::ListAuditRequest>) -> Answer<wire::ListAuditResponse> {
+        Ok(Response::new(audit::list(
+            &self.state(),
+            request.into_inner().after,
+        )))
     }
 }

@@ -75,6 +75,7 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         level: cluster.level,
         applied: state.index(),
         key_ring: opened(&cluster.key_ring, &nodes),
+        audit: Some(state.audit().head().to_wire()),
         cluster_id: cluster.id,
     }
 }

@@ -28,6 +28,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::audit::Notes;
 use crate::authz::Principal;
 use crate::ca::renewal::unchanged;
 use crate::ca::{EnrolmentService, request_id};
@@ -74,6 +75,8 @@ pub struct Parts {
     pub reports: Reports,
     /// Renews certificates.
     pub enrolment: EnrolmentService,
+    /// Where refusals are noted.
+    pub notes: Notes,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// Request ids.
@@ -128,11 +131,16 @@ impl Dispatcher for DispatcherService {
         &self,
         request: Request<FetchBlobRequest>,
     ) -> Result<Response<Self::FetchBlobStream>, Status> {
-        let (subject, _) = Principal::of(&request)?.node_and_key()?;
+        let caller = Principal::of(&request)?;
+        let (subject, _) = caller.node_and_key()?;
         let request = request.into_inner();
         let digest = registry::digest(&request.digest)?;
         if !assignments::needs_blob(&self.0.replica.state(), subject.node, &digest) {
             tracing::warn!(target: "audit", node = %subject.node, %digest, "blob refused");
+            let from = caller.address.map(|it| it.ip());
+            self.0
+                .notes
+                .refused(&caller.actor, from, "blob: no task of this node needs it");
             return Err(refuse(
                 Code::Denied,
                 tonic::Code::PermissionDenied,

@@ -76,6 +76,7 @@ pub(super) async fn carry(
     mut up: Streaming<SessionUp>,
     out: Out,
 ) {
+    let notes = service.notes.clone();
     let end = match hello(&mut up).await {
         Ok(hello) => {
             let mut session = Session {
@@ -106,6 +107,15 @@ pub(super) async fn carry(
         }
         Err(End::Refused(status)) => {
             tracing::warn!(target: "audit", node = %node, reason = status.message(), "session refused");
+            // A replica that cannot tell now refuses nobody for good.
+            if status.code() == tonic::Code::PermissionDenied {
+                let from = caller.address.map(|it| it.ip());
+                notes.refused(
+                    &caller.actor,
+                    from,
+                    "session: a message that no worker of this version sends",
+                );
+            }
             let _ = out.try_send(Err(status));
         }
     }

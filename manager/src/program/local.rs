@@ -219,6 +219,7 @@ impl local_server::Local for LocalService {
         tracing::info!(target: "audit", actor, generation = key.generation(), "unlocked");
         match self.0.go_on(keys).await {
             Ok(member) => {
+                member.notes.unlocked(&actor, key.generation());
                 let answer = wire::UnlockResponse {
                     node_id: member.node().to_wire(),
                     name: member.keys(|keys| keys.name.clone()),

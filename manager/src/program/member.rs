@@ -29,6 +29,7 @@ use super::binding::Speakers;
 use super::error::ProgramError;
 use super::local::LocalService;
 use super::tasks::Tasks;
+use crate::audit::Notes;
 use crate::authz::{AuthzLayer, Listing};
 use crate::ca::{self, Ca, EnrolmentService};
 use crate::control_api::{self, Control};
@@ -128,6 +129,8 @@ pub(super) struct Member {
     pub(super) gate: Gate,
     pub(super) key_ring: KeyRing,
     pub(super) advertise: String,
+    /// What changes no object, for the audit log.
+    pub(super) notes: Notes,
     data_keys: Arc<DataKeys>,
     /// Cancelled once the cluster counts on this manager no more: then everything ends, and is forgotten.
     pub(super) left: CancellationToken,
@@ -269,6 +272,7 @@ impl Member {
         let signs = Signs::default();
         let gate = Gate::new(replica.clone(), proposer.clone(), clock.clone());
         let sessions = Sessions::default();
+        let notes = Notes::default();
         let listing = Listing::new(replica.clone());
         let authz = AuthzLayer::new(
             subject.cluster,
@@ -276,6 +280,7 @@ impl Member {
             fresh.clone(),
             peers.clone(),
             clock.clone(),
+            notes.clone(),
             stop.clone(),
         );
         let enrolment = EnrolmentService::new(
@@ -285,6 +290,7 @@ impl Member {
             Ca::new(key_ring.clone()),
             clock.clone(),
             Challenges::new()?,
+            notes.clone(),
         );
         let (reports, committer) = dispatcher::reports(proposer.clone(), entropy.clone(), subject.node);
         let dispatcher = DispatcherService::new(dispatcher::Parts {
@@ -297,6 +303,7 @@ impl Member {
             signs: signs.clone(),
             reports,
             enrolment: enrolment.clone(),
+            notes: notes.clone(),
             clock: clock.clone(),
             entropy: entropy.clone(),
         });
@@ -387,6 +394,12 @@ impl Member {
                 stop.clone(),
             ),
         );
+        tasks.spawn(
+            "notes for the audit log",
+            notes
+                .clone()
+                .run(proposer.clone(), actor, clock.clone(), entropy, stop.clone()),
+        );
         tasks.spawn("membership", gate.clone().run(stop.clone()));
         tasks.spawn(
             "root rotation",
@@ -419,6 +432,7 @@ impl Member {
             gate,
             key_ring,
             advertise,
+            notes,
             data_keys,
             left: CancellationToken::new(),
             demoted: CancellationToken::new(),

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    Change, Event, JudgeWaiting, KeyRingEpoch, Kind, Meta, Node, Object, Outcome, Precondition, Rejection,
-    RejectionCode as Code, Role, Sealed, Task, TaskObserved, TaskState, Ticket, TicketUse, Tombstone,
+    AuditAction, AuditNote, Change, Event, JudgeWaiting, KeyRingEpoch, Kind, Meta, Node, Object, Outcome,
+    Precondition, Rejection, RejectionCode as Code, Role, Sealed, Task, TaskObserved, TaskState, Ticket,
+    TicketUse, Tombstone,
     Transaction, change::Change as Step, event, object::Object as Any,
     precondition::Precondition as Condition,
 };
 use prost::Message as _;
 
-use super::{Key, State, object};
+use super::{Key, State, audit, object};
 
 /// The highest command level that this program applies.
 pub const LEVEL: u32 = 1;
@@ -63,6 +64,7 @@ impl State {
         };
         let rejection = match step.run(term) {
             Ok(()) => {
+                step.audit();
                 let Run { state, events, .. } = step;
                 *self = state;
                 return Ok(Applied {
@@ -133,6 +135,29 @@ impl Run<'_> {
             .try_for_each(|change| self.change(change))?;
         self.check_key_ring()?;
         self.check_sealed()
+    }
+
+    /// Writes down what this transaction did, if that is what the audit log is for.
+    fn audit(&mut self) {
+        let notes = self.transaction.changes.iter();
+        let notes = notes
+            .filter(|it| matches!(it.change, Some(Step::Note(_))))
+            .count();
+        // A note leaves no object that a retry would find itself by.
+        let noted = notes > 0 && self.state.audit.has_request(&self.transaction.request_id);
+        if noted || (notes == 0 && self.events.is_empty()) {
+            return;
+        }
+        let changed = self.events.iter().filter_map(|event| match &event.change {
+            Some(event::Change::Put(object)) => object::key(object),
+            Some(event::Change::Deleted(reference)) => Key::from_wire(reference),
+            None => None,
+        });
+        let records = audit::records(self.before, &self.state, self.transaction, &changed.collect());
+        if !records.is_empty() {
+            let log = Arc::make_mut(&mut self.state.audit);
+            records.into_iter().for_each(|record| log.append(record));
+        }
     }
 
     /// A key-ring epoch that this transaction made or changed is enveloped to every manager that has registered a key:
@@ -285,6 +310,7 @@ impl Run<'_> {
             Some(Step::JudgeWaiting(judgement)) => self.judge_waiting(judgement),
             Some(Step::TaskObserved(report)) => self.observe(report),
             Some(Step::AddTombstone(add)) => self.add_tombstone(add.tombstone.as_ref()),
+            Some(Step::Note(note)) => check_note(note),
             None => Err(invalid("empty change")),
         }
     }
@@ -661,6 +687,15 @@ fn sealed_under(object: &Object, known: impl Fn(u32) -> bool) -> bool {
 fn ticket_object(ticket: Ticket) -> Object {
     Object {
         object: Some(Any::Ticket(ticket)),
+    }
+}
+
+/// Only what leaves no object behind is noted: everything else is recorded from what it changed.
+fn check_note(note: &AuditNote) -> Result<(), Rejection> {
+    match note.action() {
+        // An access without an object: an operator was shown the unlock key.
+        AuditAction::Refuse | AuditAction::Unlock | AuditAction::Access if note.count > 0 => Ok(()),
+        _ => Err(invalid("not what a note tells of")),
     }
 }
 

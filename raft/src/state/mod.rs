@@ -4,6 +4,7 @@
 //! state. A [`State`] is persistent maps, so a clone, which is what readers and snapshots get, is a pointer copy.
 
 mod apply;
+mod audit;
 mod events;
 mod object;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 pub use apply::{Applied, FatalApply, LEVEL};
+pub use audit::AuditLog;
 pub use events::{Compacted, EventRing};
 pub use object::Key;
 pub use snapshot::{Decoder, SnapshotError, chunks};
@@ -34,6 +36,8 @@ pub struct State {
     /// (target, source): who refers to an object. Tasks of a node or users of a secret are one range of it.
     references: OrdSet<(Key, Key)>,
     digest: [u8; 32],
+    /// Behind one pointer: most transactions write no record.
+    audit: Arc<AuditLog>,
 }
 
 /// Why a name, id or prefix found no single object.
@@ -51,9 +55,20 @@ impl State {
         self.index
     }
 
-    /// Equal on two replicas at one index if their objects are. It finds faults, not attackers: replicas are trusted.
+    /// Equal on two replicas at one index if their objects and audit logs are. It finds faults, not attackers: replicas
+    /// are trusted.
     pub fn digest(&self) -> [u8; 32] {
-        self.digest
+        let mut digest = self.digest;
+        let head = self.audit.head();
+        if head.sequence > 0 {
+            mix(&mut digest, &Sha256::digest(head.to_string()).into());
+        }
+        digest
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> &AuditLog {
+        &self.audit
     }
 
     /// The object under this key.
@@ -128,9 +143,12 @@ impl State {
 
     /// Adds an object to the digest or takes it out: exclusive or of hashes does not depend on the order.
     fn toggle(&mut self, object: &Object) {
-        let hash = Sha256::digest(object.encode_to_vec());
-        for (byte, other) in self.digest.iter_mut().zip(hash) {
-            *byte ^= other;
-        }
+        mix(&mut self.digest, &Sha256::digest(object.encode_to_vec()).into());
+    }
+}
+
+fn mix(digest: &mut [u8; 32], hash: &[u8; 32]) {
+    for (byte, other) in digest.iter_mut().zip(hash) {
+        *byte ^= other;
     }
 }

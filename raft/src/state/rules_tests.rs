@@ -353,12 +353,26 @@ fn the_snapshot_format_stays_what_it_is() {
     assert_eq!(
         golden,
         [
-            "42485354415445310100000000000000010000000000000013a56c7f9ba6c6e0ca9705a9d94671a9b0ac0facb80ccbf0797dc9cbdcacd521",
-            "1e221c0a04080110011210010101010101010101010101010101011a026462"
+            concat!(
+                "4248535441544532",
+                "0100000000000000",
+                "0100000000000000",
+                "5d831b3723343250ee84a53bf261867d71575f02f888e7e6f4a387710ec9314c",
+                "0000000000000000",
+                "0000000000000000000000000000000000000000000000000000000000000000",
+                "0100000000000000"
+            ),
+            "1e221c0a04080110011210010101010101010101010101010101011a026462",
+            concat!(
+                "46080110012001421408041210010101010101010101010101010101014a026462880101",
+                "920120a6d3c52f1cda1d37695375a75db751e2d7dcbab21497cc05b0435eb56f357ec4"
+            )
         ]
     );
     let mut decoder = Decoder::new(&parts[0]).expect("a header");
-    decoder.push(&parts[1]).expect("a chunk");
+    parts[1..]
+        .iter()
+        .for_each(|part| decoder.push(part).expect("a chunk"));
     assert_eq!(decoder.finish().expect("whole").digest(), state.digest());
 }
 

@@ -7,6 +7,7 @@
     reason = "tests drive real programs: no simulation reads their clock or environment"
 )]
 
+mod audit;
 mod canary;
 mod crash;
 mod damage;
