@@ -18,6 +18,7 @@ use bulkhead_identity::tls::{self, Expect};
 
 use crate::context::{Context, reorder};
 use crate::follow::{come_back_by_key, follow};
+use crate::output::text;
 use crate::refusal::{Refusal, from_status};
 
 /// A manager that says nothing for this long is passed over for the next.
@@ -357,6 +358,11 @@ impl Connection {
         } else {
             reasons.join("; ")
         };
+        if is_about_time(&reason)
+            && let Some(refusal) = Box::pin(self.clocks_differ(&reason)).await
+        {
+            return Err(refusal);
+        }
         let help = match reason.contains("UnknownIssuer") {
             true => {
                 "the managers prove a root that this context does not know: it was rotated away as compromised, or more \
@@ -365,6 +371,18 @@ impl Connection {
             false => "check that the managers run and that their ports can be reached from here",
         };
         Err(Refusal::new(Code::Unreachable, "managers", reason, help))
+    }
+
+    /// A certificate was not believed for its time: where the clocks are apart, that is why.
+    async fn clocks_differ(&self, reason: &str) -> Option<Refusal> {
+        for endpoint in self.endpoints.iter().filter(|_| self.context.is_some()) {
+            let asked = text::now_ms();
+            if let Ok(Ok(theirs)) = timeout(PROBE, tls::ask_clock(&endpoint.address)).await {
+                let ours = asked.midpoint(text::now_ms());
+                return clocks_apart(ours, theirs, &endpoint.address, reason);
+            }
+        }
+        None
     }
 
     /// Keeps who answered, and who else there is, for the next command.
@@ -401,6 +419,30 @@ macro_rules! pages {
     }};
 }
 pub(crate) use pages;
+
+/// Whether a connection failed because a certificate is not yet, or no more, valid by one side's clock.
+fn is_about_time(reason: &str) -> bool {
+    let words = reason.to_lowercase();
+    words.contains("expired") || words.contains("not valid yet")
+}
+
+/// Names both clocks where they are too far apart to agree about certificates.
+fn clocks_apart(ours: i64, theirs: i64, address: &str, reason: &str) -> Option<Refusal> {
+    let apart = Duration::from_millis(ours.abs_diff(theirs));
+    if apart <= limits::CLOCK_SKEW {
+        return None;
+    }
+    let time = |ms: i64| text::time(ms).as_str().unwrap_or("1970").to_owned();
+    let reason = format!(
+        "this machine's clock says {}, the one at {address} says {}: they are {} apart; {reason}",
+        time(ours),
+        time(theirs),
+        text::rough(apart)
+    );
+    let help =
+        "set both clocks, best by NTP, and try again; 'bulkhead node ls' shows the clocks of all nodes";
+    Some(Refusal::new(Code::ClockSkew, "managers", reason, help))
+}
 
 /// What to do after a failed try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -495,6 +537,34 @@ mod tests {
         ];
         for (status, want) in cases {
             assert_eq!(after(&status), want, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_refused_for_its_time_names_both_clocks_where_they_differ() {
+        let expired = "m1: invalid peer certificate: certificate expired: verification time 1 (UNIX)";
+        for (reason, about) in [
+            (expired, true),
+            ("received fatal alert: CertificateExpired", true),
+            (
+                "invalid peer certificate: certificate not valid yet: verification time 1",
+                true,
+            ),
+            ("invalid peer certificate: UnknownIssuer", false),
+            ("no answer within 1 s", false),
+        ] {
+            assert_eq!(is_about_time(reason), about, "{reason}");
+        }
+        assert_eq!(clocks_apart(30_000, 0, "m1", expired), None);
+        let refusal = clocks_apart(1_000, 7_201_000, "m1", expired).expect("apart");
+        assert_eq!(refusal.code(), Code::ClockSkew);
+        for part in [
+            "1970-01-01T00:00:01Z",
+            "m1 says 1970-01-01T02:00:01Z",
+            "2h apart",
+            expired,
+        ] {
+            assert!(refusal.reason().contains(part), "{refusal}");
         }
     }
 

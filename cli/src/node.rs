@@ -2,6 +2,8 @@
 
 mod role;
 
+use std::time::Duration;
+
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     Availability, ClusterStatus, GetExposureRequest, Label, ListRequest, ListTasksRequest, Node, NodeStatus,
@@ -408,6 +410,7 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
                     word("availability"),
                     node.address.clone(),
                     leader.into(),
+                    clock(node),
                     text::distance(issued_at(node), now),
                     text::distance(not_after(node), now),
                     node.description
@@ -429,6 +432,7 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
             "AVAILABILITY",
             "ADDRESS",
             "LEADER",
+            "CLOCK",
             "RENEWED",
             "CERTIFICATE ENDS",
             "VERSION",
@@ -596,6 +600,8 @@ pub(crate) fn json(node: &Node, status: &ClusterStatus) -> Value {
         "voter": member.is_some_and(|m| m.voter),
         "member_id": node.member_id,
         "labels": text::labels(&node.labels),
+        "clock_ahead_ms": (node.clock_measured_at != 0).then_some(node.clock_ahead_ms),
+        "clock_measured_at": text::time(node.clock_measured_at),
         "certificate_not_after": text::time(not_after(node)),
         "certificate_issued_at": text::time(issued_at(node)),
         "keys": node.keys.iter().map(|key| json!({
@@ -616,6 +622,20 @@ pub(crate) fn json(node: &Node, status: &ClusterStatus) -> Value {
         })),
         "created_at": text::time(node.meta.as_ref().map_or(0, |m| m.created_at)),
     })
+}
+
+/// How a node's clock goes, as its manager measured it last.
+fn clock(node: &Node) -> String {
+    let apart = Duration::from_millis(node.clock_ahead_ms.unsigned_abs());
+    match node.clock_measured_at {
+        0 => "-".into(),
+        _ if apart < limits::CLOCK_MOVED => "ok".into(),
+        _ => {
+            let sign = if node.clock_ahead_ms < 0 { '-' } else { '+' };
+            let note = if apart > limits::CLOCK_SKEW { "!" } else { "" };
+            format!("{sign}{}{note}", text::rough(apart))
+        }
+    }
 }
 
 /// Bytes as hex, for digests and key ids.

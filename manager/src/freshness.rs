@@ -2,13 +2,16 @@
 //!
 //! A replica that is cut off keeps answering from what it last knew, so a revoked key would stay good there for ever.
 //! It is fresh only for a short time after a question that the leader answered and that it has applied past.
-//! The time counts from when the question was *sent*: the answer says nothing about what was committed later.
+//! The time counts from when the question was *sent*: the answer says nothing about what was committed later. And a manager
+//! whose clock is far off the others' is never fresh: it would judge by its clock what is expired and what is not.
 
 mod clocks;
 mod follow;
+mod keep;
 
-pub use clocks::Clocks;
+pub use clocks::{Clocks, Judgement, is_off};
 pub use follow::Fresh;
+pub use keep::keep;
 
 use std::{collections::VecDeque, time::Duration};
 

@@ -29,7 +29,7 @@ use crate::authz::Principal;
 use crate::ca::renewal::unchanged;
 use crate::ca::request_id;
 use crate::dispatcher::Sessions;
-use crate::freshness::Clocks;
+use crate::freshness::{Fresh, Judgement, is_off};
 use crate::key_ring::KeyRing;
 use crate::leader::Signs;
 use crate::membership::Gate;
@@ -58,18 +58,20 @@ pub struct Parts {
     pub signs: Signs,
     /// Who joins and leaves Raft.
     pub gate: Gate,
+    /// Knows the managers' clocks.
+    pub fresh: Fresh,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
 
 /// The gRPC service.
 #[derive(Debug, Clone)]
-pub struct PeerService(Arc<Parts>, Arc<Clocks>);
+pub struct PeerService(Arc<Parts>);
 
 impl PeerService {
     /// Serves the other managers with these parts.
     pub fn new(parts: Parts) -> Self {
-        Self(Arc::new(parts), Arc::default())
+        Self(Arc::new(parts))
     }
 
     /// The gRPC service.
@@ -94,7 +96,7 @@ impl Peer for PeerService {
     async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<ForwardResponse>, Status> {
         let caller = Principal::of(&request)?;
         let bytes = request.into_inner().transaction;
-        check_forwarded(&bytes).map_err(|reason| {
+        let at = check_forwarded(&bytes).map_err(|reason| {
             tracing::warn!(target: "audit", actor = caller.actor, reason, "forwarded transaction refused");
             refuse(
                 Code::Denied,
@@ -103,6 +105,19 @@ impl Peer for PeerService {
                 "use managers of the same version",
             )
         })?;
+        // Apply judges by this time what is expired: one of a wrong clock never reaches it.
+        let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
+        let clocks = self.0.fresh.clocks();
+        let ahead_ms = clocks.ahead_of_median_ms(at.saturating_sub(now), self.0.clock.monotonic());
+        if is_off(ahead_ms) {
+            tracing::warn!(target: "audit", actor = caller.actor, ahead_ms, "forwarded transaction refused: its time is wrong");
+            return Err(refuse(
+                Code::ClockSkew,
+                tonic::Code::FailedPrecondition,
+                format!("the time of this transaction is {ahead_ms} ms ahead of the managers' clocks"),
+                "set the clock of the manager that sends it",
+            ));
+        }
         // The bytes go into the log as they came: its principal is the one that the first manager authorised.
         let answer = match self.0.proposer.forwarded(bytes).await {
             Ok(outcome) => ForwardResponse {
@@ -137,14 +152,27 @@ impl Peer for PeerService {
         })?;
         let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
         let ahead = request.into_inner().now.saturating_sub(now);
-        if let Some(median) = self.1.heard(subject.node, ahead, self.0.clock.monotonic()) {
+        let Judgement {
+            asker_ahead_ms: ahead_ms,
+            hand_over,
+        } = self
+            .0
+            .fresh
+            .clocks()
+            .manager(subject.node, ahead, self.0.clock.monotonic());
+        if let Some(median) = hand_over {
             tracing::error!(
                 ahead_ms = median,
-                "this manager's clock is off the others': it hands over; set its clock"
+                "the others' clocks are off this manager's: it hands over; set its clock"
             );
             self.0.replica.hand_over(None).await;
         }
-        Ok(Response::new(ReadIndexResponse { index, now, term }))
+        Ok(Response::new(ReadIndexResponse {
+            index,
+            now,
+            term,
+            ahead_ms,
+        }))
     }
 
     async fn report_liveness(
@@ -271,8 +299,8 @@ impl Peer for PeerService {
     }
 }
 
-/// Only what a client asked for is forwarded: a controller's plan belongs to its own term and leader.
-fn check_forwarded(bytes: &[u8]) -> Result<(), &'static str> {
+/// Only what a client asked for is forwarded: a controller's plan belongs to its own term and leader. Gives its time.
+fn check_forwarded(bytes: &[u8]) -> Result<i64, &'static str> {
     if bytes.len() > limits::TRANSACTION_BYTES {
         return Err("the transaction is over its limit");
     }
@@ -284,7 +312,7 @@ fn check_forwarded(bytes: &[u8]) -> Result<(), &'static str> {
         }
         Transaction { actor, .. } if actor.is_empty() => Err("the transaction names no principal"),
         Transaction { request_id, .. } if request_id.len() != 16 => Err("the transaction has no request id"),
-        _ => Ok(()),
+        Transaction { at, .. } => Ok(at),
     }
 }
 

@@ -135,7 +135,8 @@ fn forward_error(status: &tonic::Status) -> ForwardError {
         Some(Code::Busy) => return ForwardError::Refused(ProposeError::Busy),
         Some(Code::StorageFull) => return ForwardError::Refused(ProposeError::Full),
         // Refused before the method ran: the other replica is stale or does not know this manager yet.
-        Some(Code::NoQuorum | Code::UnknownCaller) => return ForwardError::NotSent,
+        // Or this manager's clock is wrong: nothing of it is taken until it is set.
+        Some(Code::NoQuorum | Code::UnknownCaller | Code::ClockSkew) => return ForwardError::NotSent,
         _ => {}
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(status);
@@ -163,6 +164,7 @@ mod tests {
         let check = |status, expected| assert_eq!(forward_error(&status), expected, "{status:?}");
         check(coded(Code::Busy), ForwardError::Refused(ProposeError::Busy));
         check(coded(Code::NoQuorum), ForwardError::NotSent);
+        check(coded(Code::ClockSkew), ForwardError::NotSent);
         check(coded(Code::OutcomeUnknown), ForwardError::Unknown);
         check(tonic::Status::unavailable("broken pipe"), ForwardError::Unknown);
         check(tonic::Status::deadline_exceeded(""), ForwardError::Unknown);

@@ -224,6 +224,7 @@ impl Manager {
             registry,
             sessions: sessions.clone(),
             signs: signs.clone(),
+            fresh: fresh.clone(),
             clock: clock.clone(),
         });
         let (health, health_loop) = control_api::health(fresh.clone(), stop.clone());

@@ -115,6 +115,8 @@ pub const WORKER_HEARTBEAT: Duration = Duration::from_millis(500);
 pub const LIVENESS_EXTENSION: Duration = Duration::from_secs(2);
 /// A manager whose clock is further from the median does not lead.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(30);
+/// A node's record says anew how its clock goes when it moved by so much. Halving it doubles what a clock that drifts writes.
+pub const CLOCK_MOVED: Duration = Duration::from_secs(1);
 /// A TLS handshake ends within this time.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes under way at once, on one listener.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_proto::limits::{HANDSHAKE, MESSAGE_BYTES};
-use bulkhead_proto::wire::GetRootRequest;
 use bulkhead_proto::wire::enrolment_client::EnrolmentClient;
+use bulkhead_proto::wire::{GetRootRequest, GetRootResponse};
 use bulkhead_proto::{ClusterId, NodeId};
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
@@ -139,20 +139,7 @@ pub(crate) async fn fetch_roots_over(
     stream: TcpStream,
     ticket: &Ticket,
 ) -> Result<(Bundle, ClusterId, i64), DialError> {
-    let name = ServerName::try_from("manager.unknown").expect("a DNS name");
-    let stream = dial::secure(address, stream, Arc::new(unverified_config()), name).await?;
-    let mut client =
-        EnrolmentClient::new(over(address, stream).await?).max_decoding_message_size(ROOTS_BYTES);
-    let mut request = tonic::Request::new(GetRootRequest {});
-    request.set_timeout(HANDSHAKE);
-    let refuse = |source| DialError::Protocol {
-        address: address.to_owned(),
-        source: Box::new(source),
-    };
-    let answer = match tokio::time::timeout(HANDSHAKE, client.get_root(request)).await {
-        Ok(answer) => answer.map_err(refuse)?.into_inner(),
-        Err(_) => return Err(refuse(tonic::Status::deadline_exceeded("no answer in time"))),
-    };
+    let answer = ask_root(address, stream).await?;
     let wrong = || DialError::WrongRoot {
         address: address.to_owned(),
     };
@@ -172,6 +159,35 @@ pub(crate) async fn fetch_roots_over(
     let bundle = Bundle::from_ders(vec![named]).map_err(|_| wrong())?;
     let cluster = bundle.cluster();
     Ok((bundle, cluster, answer.now))
+}
+
+/// The clock of whoever answers at `host:port`, in milliseconds since 1970. Nothing proves it: it is for a person who looks
+/// for the reason why a certificate is not believed.
+///
+/// # Errors
+/// Where there is no connection, or no manager answers.
+pub async fn ask_clock(address: &str) -> Result<i64, DialError> {
+    let found = dial::resolve(address).await?;
+    let stream = dial::connect(address, &found).await?;
+    Ok(ask_root(address, stream).await?.now)
+}
+
+/// The first question, over a connection that proves nothing.
+async fn ask_root(address: &str, stream: TcpStream) -> Result<GetRootResponse, DialError> {
+    let name = ServerName::try_from("manager.unknown").expect("a DNS name");
+    let stream = dial::secure(address, stream, Arc::new(unverified_config()), name).await?;
+    let mut client =
+        EnrolmentClient::new(over(address, stream).await?).max_decoding_message_size(ROOTS_BYTES);
+    let mut request = tonic::Request::new(GetRootRequest {});
+    request.set_timeout(HANDSHAKE);
+    let refuse = |source| DialError::Protocol {
+        address: address.to_owned(),
+        source: Box::new(source),
+    };
+    match tokio::time::timeout(HANDSHAKE, client.get_root(request)).await {
+        Ok(answer) => Ok(answer.map_err(refuse)?.into_inner()),
+        Err(_) => Err(refuse(tonic::Status::deadline_exceeded("no answer in time"))),
+    }
 }
 
 /// An answer with as many roots as a bundle has, and a little.

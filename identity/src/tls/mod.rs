@@ -16,7 +16,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use client::{Expect, bundle_channel, channel, fetch_roots};
+pub use client::{Expect, ask_clock, bundle_channel, channel, fetch_roots};
 pub(crate) use client::{anonymous_config, client_config, fetch_roots_over, open, over};
 pub(crate) use server::server_config;
 pub use server::{TlsConnection, incoming};

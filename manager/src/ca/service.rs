@@ -340,7 +340,7 @@ impl EnrolmentService {
     }
 
     fn fresh(&self) -> Result<(), Status> {
-        match self.0.fresh.is_fresh() {
+        match self.0.fresh.is_fresh() && !self.0.fresh.clock_is_off() {
             true => Ok(()),
             false => Err(crate::authz::stale()),
         }

@@ -175,7 +175,8 @@ impl Session {
                     let message = message.map_err(|_| End::Gone)?.ok_or(End::Gone)?;
                     self.alive();
                     match message.message {
-                        Some(Up::Alive(_) | Up::Applied(_)) => {}
+                        Some(Up::Alive(alive)) => self.clock_says(alive.now),
+                        Some(Up::Applied(_)) => {}
                         Some(Up::Status(batch)) => {
                             let sequence = batch.sequence;
                             let state = self.service.replica.state();
@@ -296,6 +297,12 @@ impl Session {
             SecretId::try_from(secret.id.as_slice())
                 .is_ok_and(|id| assignments::needs_secret(&state, self.node, id))
         })
+    }
+
+    fn clock_says(&self, now: i64) {
+        let own = i64::try_from(self.service.clock.wall_millis()).unwrap_or(i64::MAX);
+        let clocks = self.service.fresh.clocks();
+        clocks.worker(self.node, now.saturating_sub(own), self.service.clock.monotonic());
     }
 
     fn alive(&self) {

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Freshness;
+use super::clocks::is_off;
+use super::{Clocks, Freshness};
 use crate::peers::Peers;
 
 /// An answer that takes longer keeps nothing fresh: it counts from when the question was sent.
@@ -23,6 +24,7 @@ pub struct Fresh {
     state: Arc<Mutex<Freshness>>,
     replica: Replica,
     clock: Arc<dyn Clock>,
+    clocks: Arc<Clocks>,
 }
 
 impl Fresh {
@@ -32,6 +34,7 @@ impl Fresh {
             state: Arc::default(),
             replica,
             clock,
+            clocks: Arc::default(),
         }
     }
 
@@ -51,11 +54,21 @@ impl Fresh {
         now.saturating_sub(state.fresh_until().unwrap_or_default())
     }
 
+    /// Whether this manager leads with a clock that is off the others': then it judges no expiry while it hands over.
+    pub fn clock_is_off(&self) -> bool {
+        is_off(self.clocks.own_ahead_ms(self.clock.monotonic()))
+    }
+
+    /// What is known of the nodes' clocks.
+    pub fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
     /// Asks for one read index now and waits until it is applied: afterwards the replica shows whatever was committed
     /// before the call. `false` where nobody could say in time.
     pub async fn catch_up(&self, peers: &Peers) -> bool {
         let asked = async {
-            let index = read_index(&self.replica, peers, &*self.clock).await?;
+            let (index, _) = self.read_index(peers).await?;
             self.replica.wait_applied(index).await;
             Some(())
         };
@@ -84,28 +97,42 @@ impl Fresh {
 
     async fn ask(&self, peers: &Peers) {
         let sent_at = self.clock.monotonic();
-        if let Ok(Some(index)) = timeout(ANSWER_WAIT, read_index(&self.replica, peers, &*self.clock)).await {
+        if let Ok(Some((index, ahead_ms))) = timeout(ANSWER_WAIT, self.read_index(peers)).await {
+            if is_off(ahead_ms) {
+                // It decides nothing until its clock is right: what is expired would be good here, or the other way round.
+                if self.clocks.complains(sent_at) {
+                    tracing::error!(
+                        ahead_ms,
+                        "this manager's clock is off the others': it serves nobody; set its clock"
+                    );
+                }
+                return;
+            }
             let mut state = self.lock();
             state.answered(sent_at, index);
             state.applied(self.replica.index());
         }
     }
 
+    /// The index that a read must have applied, and how far a follower's clock is ahead of the managers' median. A leader
+    /// hands over, and answers the others until one of them leads: a cluster that stops would help nobody.
+    async fn read_index(&self, peers: &Peers) -> Option<(u64, i64)> {
+        let leader = self.replica.leadership().borrow().leader?;
+        if leader == self.replica.member() {
+            let index = self.replica.read_index().await.ok()?;
+            return Some((index, 0));
+        }
+        let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
+        let answer = peers
+            .client(leader)?
+            .read_index(ReadIndexRequest { now })
+            .await
+            .ok()?
+            .into_inner();
+        Some((answer.index, answer.ahead_ms))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Freshness> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn read_index(replica: &Replica, peers: &Peers, clock: &dyn Clock) -> Option<u64> {
-    let leader = replica.leadership().borrow().leader?;
-    if leader == replica.member() {
-        return replica.read_index().await.ok();
-    }
-    let now = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
-    let answer = peers
-        .client(leader)?
-        .read_index(ReadIndexRequest { now })
-        .await
-        .ok()?;
-    Some(answer.into_inner().index)
 }

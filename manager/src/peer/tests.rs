@@ -23,7 +23,7 @@ fn transaction(change: impl FnOnce(&mut Transaction)) -> Vec<u8> {
 
 #[test]
 fn only_what_a_client_asked_for_is_forwarded() {
-    assert_eq!(check_forwarded(&transaction(|_| {})), Ok(()));
+    assert_eq!(check_forwarded(&transaction(|it| it.at = 7)), Ok(7));
     let refused = [
         transaction(|it| it.term = 3),
         transaction(|it| it.level = 0),
@@ -146,4 +146,54 @@ async fn a_joining_manager_gets_the_key_ring_for_its_own_key_and_no_other() {
             .index
             > 1
     );
+}
+
+/// Two managers agree that this one's clock is a minute behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_clock_is_off_the_others_judges_no_expiry() {
+    let manager = Manager::start().await;
+    let others = [
+        manager.admitted(Role::Manager, "manager-2").await,
+        manager.admitted(Role::Manager, "manager-3").await,
+    ];
+    let now = || i64::try_from(manager.clock.wall_millis()).expect("this age");
+    let ask = async |ahead_ms: i64| {
+        let mut answers = Vec::new();
+        for other in &others {
+            let mut client = PeerClient::new(manager.channel(other));
+            let question = ReadIndexRequest {
+                now: now() + ahead_ms,
+            };
+            // It answers on: nobody else could lead here.
+            answers.push(client.read_index(question).await.expect("an answer").into_inner());
+        }
+        answers
+    };
+    ask(0).await;
+    assert!(!manager.fresh.clock_is_off());
+    // What was heard counts for two seconds, and a slow machine may take longer between two lines: so it is asked again.
+    let mut told = None;
+    let mut client = PeerClient::new(manager.channel(&others[0]));
+    let forwarded = |at: i64| ForwardRequest {
+        transaction: transaction(|it| it.at = at).into(),
+    };
+    let refused = loop {
+        let answers = ask(60_000).await;
+        if !manager.fresh.clock_is_off() {
+            continue;
+        }
+        told = answers.last().map(|it| it.ahead_ms).or(told);
+        // A transaction of this manager's time is as wrong, wherever it comes from.
+        if let Err(refused) = client.forward(forwarded(now())).await {
+            break refused;
+        }
+    };
+    let told = told.expect("it was off before that");
+    assert!(!is_off(told), "the asker is right, and hears {told}");
+    let code = refused.metadata().get(CODE_KEY).and_then(|it| it.to_str().ok());
+    assert_eq!(code, Some(Code::ClockSkew.as_str()));
+    let right = client.forward(forwarded(now() + 60_000)).await;
+    right.expect("the median's time");
+    ask(0).await;
+    assert!(!manager.fresh.clock_is_off(), "it was set right");
 }

@@ -34,7 +34,7 @@ use crate::authz::{AuthzLayer, Listing};
 use crate::ca::{self, Ca, EnrolmentService};
 use crate::control_api::{self, Control};
 use crate::dispatcher::{self, DispatcherService, Sessions};
-use crate::freshness::Fresh;
+use crate::freshness::{self, Fresh};
 use crate::key_ring::{self, EnvelopeKey, KeyRing};
 use crate::leader::{self, Signs};
 use crate::membership::Gate;
@@ -326,6 +326,7 @@ impl Member {
             sessions: sessions.clone(),
             signs: signs.clone(),
             gate: gate.clone(),
+            fresh: fresh.clone(),
             clock: clock.clone(),
         });
         let raft_service = RaftService::new(&replica, binding, Arc::new(Speakers(replica.clone())));
@@ -399,6 +400,18 @@ impl Member {
             notes
                 .clone()
                 .run(proposer.clone(), actor, clock.clone(), entropy, stop.clone()),
+        );
+        tasks.spawn(
+            "readings of clocks",
+            freshness::keep(
+                subject.node,
+                replica.clone(),
+                proposer.clone(),
+                fresh.clone(),
+                clock.clone(),
+                machine.entropy.clone(),
+                stop.clone(),
+            ),
         );
         tasks.spawn("membership", gate.clone().run(stop.clone()));
         tasks.spawn(

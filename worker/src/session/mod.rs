@@ -231,6 +231,7 @@ impl Session {
         let mut heartbeat = tokio::time::interval(pace.clamp(*HEARTBEATS.start(), *HEARTBEATS.end()));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
+        let mut clock = ClockWatch::default();
         // What the agent has no room for yet; the stream waits meanwhile.
         let mut pending = Some(Input::Welcome(seen(&welcome)));
         self.connected.send_replace(Some(Connected {
@@ -266,7 +267,7 @@ impl Session {
                     heard = Instant::now();
                     let down = down.map_err(Box::new)?.ok_or(End::Closed)?;
                     match down.message {
-                        Some(Down::Beat(_)) => {}
+                        Some(Down::Beat(beat)) => clock.heard(manager, beat.now, self.clock.wall_millis()),
                         Some(Down::Assignments(update)) => pending = Some(Input::Assignments(Box::new(update))),
                         Some(Down::StatusAck(ack)) => pending = Some(Input::Acknowledged(ack.sequence)),
                         Some(Down::Managers(list)) => self.learn(list)?,
@@ -306,6 +307,26 @@ impl Session {
             news
         });
         Ok(())
+    }
+}
+
+/// Says once a session that this machine's clock is far off its manager's: certificates are judged by it here.
+#[derive(Debug, Default)]
+struct ClockWatch {
+    said: bool,
+}
+
+impl ClockWatch {
+    fn heard(&mut self, manager: &str, theirs: i64, ours: u64) {
+        let ahead_ms = i64::try_from(ours).unwrap_or(i64::MAX).saturating_sub(theirs);
+        if !self.said && u128::from(ahead_ms.unsigned_abs()) > limits::CLOCK_SKEW.as_millis() {
+            self.said = true;
+            tracing::warn!(
+                manager,
+                ahead_ms,
+                "this machine's clock is far off the manager's: set it"
+            );
+        }
     }
 }
 

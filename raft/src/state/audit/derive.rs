@@ -453,6 +453,8 @@ fn without_ordinary(node: &Node) -> Node {
         availability: 0,
         trusts: Vec::new(),
         issuer: Vec::new(),
+        clock_ahead_ms: 0,
+        clock_measured_at: 0,
         ..node.clone()
     }
 }

@@ -456,6 +456,8 @@ fn ordinary_changes_make_none() {
                 it.description = Some(NodeDescription::default());
                 it.trusts = vec![vec![1; 32]];
                 it.issuer = vec![1; 32];
+                it.clock_ahead_ms = 5;
+                it.clock_measured_at = 6;
             }),
         ),
         ("nothing", worker(|_| {})),
