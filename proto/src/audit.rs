@@ -195,6 +195,7 @@ pub fn word(action: AuditAction) -> &'static str {
         AuditAction::Access => "access",
         AuditAction::Refuse => "refuse",
         AuditAction::Unlock => "unlock",
+        AuditAction::Role => "role",
     }
 }
 

@@ -6,8 +6,7 @@ use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     AuditAction, AuditNote, Change, Event, JudgeWaiting, KeyRingEpoch, Kind, Meta, Node, Object, Outcome,
     Precondition, Rejection, RejectionCode as Code, Role, Sealed, Task, TaskObserved, TaskState, Ticket,
-    TicketUse, Tombstone,
-    Transaction, change::Change as Step, event, object::Object as Any,
+    TicketUse, Tombstone, Transaction, change::Change as Step, event, object::Object as Any,
     precondition::Precondition as Condition,
 };
 use prost::Message as _;

@@ -97,7 +97,7 @@ impl Derived<'_> {
                 role: old.role,
                 ..self.about(Action::Remove, key, &old.name)
             }),
-            (old, Some(Any::Ticket(new))) => self.ticket(key, old.is_some(), new),
+            (old, Some(Any::Ticket(new))) => self.ticket(key, as_ticket(old), new),
             (Some(Any::Ticket(old)), _) => self.add(AuditRecord {
                 role: old.role,
                 ..self.about(Action::Remove, key, "")
@@ -221,6 +221,17 @@ impl Derived<'_> {
                 ..self.about(Action::Quarantine, key, &new.name)
             });
         }
+        if (old.role, old.wanted_role) != (new.role, new.wanted_role) {
+            let detail = match (old.role == new.role, new.wanted_role()) {
+                (false, _) => format!("was {}", word(old.role())),
+                (true, Role::Unspecified) => "stays what it is".to_owned(),
+                (true, wanted) => format!("is to be {}", word(wanted)),
+            };
+            return self.add(AuditRecord {
+                detail,
+                ..self.certified(Action::Role, key, new)
+            });
+        }
         if new.keys.iter().any(|key| !old.keys.contains(key)) {
             return self.add(self.certified(Action::Renew, key, new));
         }
@@ -240,7 +251,7 @@ impl Derived<'_> {
             // A worker's is where its connection comes from.
             address: match node.role() {
                 Role::Manager => node.address.clone(),
-                Role::Worker | Role::Operator | Role::Unspecified => String::new(),
+                Role::Worker | Role::Standby | Role::Operator | Role::Unspecified => String::new(),
             },
             ..without_ordinary(node)
         };
@@ -270,15 +281,29 @@ impl Derived<'_> {
         }
     }
 
-    fn ticket(&mut self, key: Key, known: bool, new: &Ticket) {
-        if known && self.folded.tickets.contains(&new.id) {
+    fn ticket(&mut self, key: Key, old: Option<&Ticket>, new: &Ticket) {
+        if old.is_some() && self.folded.tickets.contains(&new.id) {
             return;
         }
-        let action = if known { Action::Change } else { Action::Create };
+        let action = if old.is_some() {
+            Action::Change
+        } else {
+            Action::Create
+        };
+        let mut detail = format!("uses left: {}", new.uses_left);
+        for (of, these, word) in [
+            (old, new, "waits"),
+            (Some(new), old.unwrap_or(new), "waits no more"),
+        ] {
+            let known = |key: &[u8]| of.is_some_and(|it| it.waiting.iter().any(|one| one.key_id == key));
+            for one in these.waiting.iter().filter(|one| !known(&one.key_id)) {
+                detail.push_str(&format!("; {} {word}", one.name));
+            }
+        }
         self.add(AuditRecord {
             role: new.role,
             until: new.expires_at,
-            detail: format!("uses left: {}", new.uses_left),
+            detail,
             ..self.about(action, key, "")
         });
     }
@@ -493,10 +518,21 @@ typed! {
     as_secret: Secret;
     as_service: Service;
     as_task: Task;
+    as_ticket: Ticket;
 }
 
 fn newest(service: &Service) -> Option<&ServiceSpec> {
     service.versions.last()?.spec.as_ref()
+}
+
+fn word(role: Role) -> &'static str {
+    match role {
+        Role::Manager => "a manager",
+        Role::Standby => "a standby",
+        Role::Worker => "a worker",
+        Role::Operator => "an operator",
+        Role::Unspecified => "nothing",
+    }
 }
 
 fn fingerprint(root: &[u8]) -> Vec<u8> {
