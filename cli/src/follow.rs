@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bulkhead_identity::comeback::come_back;
+use bulkhead_identity::follow::{Due, Told, due};
 use bulkhead_identity::seam::{Entropy as _, SystemEntropy};
 use bulkhead_identity::tls::Expect;
 use bulkhead_identity::{Bundle, Certificate, Credentials, Key};
@@ -27,18 +28,17 @@ pub(crate) async fn follow(context: &Context, channel: Channel, status: &Cluster
 async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus) -> anyhow::Result<bool> {
     let mut changed = false;
     let mut current = context.identity()?.current();
-    if !status.roots.is_empty() && current.bundle.ders() != status.roots {
+    let told = Told {
+        roots: &status.roots,
+        former: None,
+        issuer: &status.issuer,
+    };
+    if due(&current, &told) == Some(Due::Trust) {
         let bundle = Bundle::from_ders(status.roots.clone())?;
         current = context.replace(current.with_bundle(bundle)?)?;
         changed = true;
     }
-    let signs = current
-        .bundle
-        .roots()
-        .iter()
-        .find(|root| root.key_id().to_wire() == status.issuer);
-    let other_root = signs.is_some_and(|root| !root.is_issuer_of(&current.certificate));
-    if other_root {
+    if due(&current, &told) == Some(Due::Renew) {
         let key = Key::generate()?;
         let mut request_id = vec![0; 16];
         SystemEntropy.fill(&mut request_id)?;

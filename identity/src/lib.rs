@@ -12,6 +12,7 @@ pub mod comeback;
 mod credentials;
 pub mod csr;
 mod dial;
+pub mod follow;
 pub mod join;
 mod key;
 pub mod local;

@@ -96,14 +96,10 @@ impl Keep {
         Ok(file.save(&self.path)?)
     }
 
-    /// Trusts these roots from now on; the certificate stays. Whether they are others than before.
-    pub fn trust(&self, roots: Vec<Vec<u8>>) -> Result<bool, KeepError> {
-        let current = self.identity.current();
-        if current.bundle.ders() == roots {
-            return Ok(false);
-        }
-        self.renew(current.with_bundle(Bundle::from_ders(roots)?)?)?;
-        Ok(true)
+    /// Trusts these roots from now on; the certificate stays.
+    pub fn trust(&self, roots: Vec<Vec<u8>>) -> Result<(), KeepError> {
+        let bundle = Bundle::from_ders(roots)?;
+        self.renew(self.identity.current().with_bundle(bundle)?)
     }
 
     /// Takes up new credentials: on disk, then live. When that fails the old ones stay.

@@ -194,7 +194,7 @@ fn start(
     });
     let (keeper, lost) = (keep.clone(), connected.subscribe());
     running.spawn(async move {
-        trust::follow(&keeper, trusted, lost, parts.entropy.as_ref()).await;
+        trust::run(&keeper, trusted, lost, parts.entropy.as_ref()).await;
         Ok(Part::Needed)
     });
     let keeper = keep.clone();

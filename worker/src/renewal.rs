@@ -2,6 +2,7 @@
 
 use crate::keep::{Keep, KeepError};
 use crate::session::{Connected, Trust, chain};
+use bulkhead_identity::follow::{self, Due};
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::{
     Bundle, BundleError, Certificate, Credentials, Key, KeyError, ProfileError, renewal,
@@ -131,15 +132,9 @@ impl Pending {
 async fn other_issuer(keep: &Keep, trust: &mut watch::Receiver<Trust>) {
     let mut changed = keep.identity().changed();
     loop {
-        let signs = trust.borrow_and_update().issuer.clone();
-        let current = keep.identity().current();
-        // A root that this node does not trust yet is waited for.
-        let trusted = current
-            .bundle
-            .roots()
-            .iter()
-            .find(|root| root.key_id().as_bytes()[..] == signs[..]);
-        if trusted.is_some_and(|root| !root.is_issuer_of(&current.certificate)) {
+        let told = trust.borrow_and_update().clone();
+        // Roots that this node does not trust yet are waited for.
+        if follow::due(&keep.identity().current(), &told.told()) == Some(Due::Renew) {
             return;
         }
         tokio::select! {

@@ -61,8 +61,7 @@ impl Listing {
     }
 
     /// Whether the certificate's root was rotated away, and opens nothing any more. One whose root this replica does
-    /// not know yet was not; to Raft methods one of a root that was not compromised still leads, since a manager that
-    /// was off must count for the quorum before it can be taken back.
+    /// not know yet was not.
     pub(super) fn is_dropped(&self, certificate: &Certificate, raft: bool) -> bool {
         let state = self.replica.state();
         let Some(cluster) = view::cluster(&state) else {
@@ -74,11 +73,8 @@ impl Listing {
             let former = cluster.former.as_ref();
             *known = (version, former.and_then(|it| Root::from_der(&it.root).ok()));
         }
-        let dropped = known
-            .1
-            .as_ref()
-            .is_some_and(|root| root.is_issuer_of(certificate));
-        dropped && !(raft && trust::former(cluster).is_some())
+        let root = known.1.as_ref();
+        root.is_some_and(|root| trust::is_dropped(cluster, root, certificate, raft))
     }
 
     /// The reason, once `ended` gives one; it is asked again whenever a node or the cluster object changed.

@@ -1,8 +1,9 @@
 //! What the cluster object says of roots: who trusts which, which one signs, and what certificates are handed out with.
 
-use bulkhead_identity::Certificate;
 use bulkhead_identity::bundle::{Root, RootError};
-use bulkhead_proto::wire::{Cluster, Rotation, RotationPhase, Sealed};
+use bulkhead_identity::follow::Told;
+use bulkhead_identity::{Bundle, Certificate, Credentials};
+use bulkhead_proto::wire::{Cluster, Node, Rotation, RotationPhase, Sealed};
 use bulkhead_proto::{KeyId, NodeId};
 use bulkhead_raft::state::State;
 
@@ -38,6 +39,41 @@ pub fn chain(cluster: &Cluster) -> Vec<Vec<u8>> {
 pub fn former(cluster: &Cluster) -> Option<&[u8]> {
     let former = cluster.former.as_ref()?;
     (!former.cross.is_empty()).then_some(former.root.as_slice())
+}
+
+/// What a manager is told by the cluster object.
+///
+/// # Errors
+/// Where the root that signs is no root.
+pub fn told<T>(cluster: &Cluster, act: impl FnOnce(&Told<'_>) -> T) -> Result<T, RootError> {
+    Ok(act(&Told {
+        roots: &roots(cluster),
+        former: former(cluster),
+        issuer: key_id(issuer(cluster).0)?.as_bytes(),
+    }))
+}
+
+/// Whether a certificate of `root`, which signs no more, opens nothing any more. To Raft methods one of a root that was
+/// not compromised still leads, since a manager that was off must count for the quorum before it can be taken back.
+pub fn is_dropped(cluster: &Cluster, root: &Root, certificate: &Certificate, raft: bool) -> bool {
+    root.is_issuer_of(certificate) && !(raft && former(cluster).is_some())
+}
+
+/// The key id of the cluster's root under which a certificate is believed; empty where it is of none of them.
+pub fn used(cluster: &Cluster, certificate: &Certificate) -> Vec<u8> {
+    let bundle = Bundle::from_ders(roots(cluster)).ok();
+    let root = bundle.as_ref().and_then(|bundle| bundle.issuer_of(certificate));
+    root.map_or_else(Vec::new, |root| root.key_id().to_wire())
+}
+
+/// A manager's record with what it trusts and uses.
+pub fn said(record: &Node, current: &Credentials) -> Node {
+    let used = current.bundle.issuer_of(&current.certificate);
+    Node {
+        trusts: current.bundle.key_ids(),
+        issuer: used.map_or_else(Vec::new, |root| root.key_id().to_wire()),
+        ..record.clone()
+    }
 }
 
 /// The root that a ticket names: one that every manager can be verified under.

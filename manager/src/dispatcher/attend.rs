@@ -9,7 +9,6 @@ use bulkhead_proto::wire::{
 use tonic::Status;
 
 use super::Service;
-use super::session::issuer_of;
 use crate::authz::{Principal, stale};
 use crate::ca::renewal::unchanged;
 use crate::ca::{manager_addresses, trust};
@@ -33,9 +32,10 @@ pub(super) fn attend(
     let mut trusts = request.trusts;
     trusts.retain(|id| KeyId::try_from(id.as_slice()).is_ok());
     trusts.truncate(ROOTS);
+    let used = caller.certificate.as_ref();
     let new = Node {
         trusts,
-        issuer: issuer_of(cluster, caller),
+        issuer: used.map_or_else(Vec::new, |it| trust::used(cluster, it)),
         ..node.clone()
     };
     // A manager that is to be demoted speaks for its roots itself.

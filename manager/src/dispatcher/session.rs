@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use bulkhead_identity::Bundle;
 use bulkhead_identity::bundle::ROOTS;
 use bulkhead_proto::wire::{
     AssignedSecret, Beat, Cluster, Kind, ManagerAddress, Managers, Node, SessionDown, SessionHello,
@@ -343,11 +342,12 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
         let (Some(record), Some(cluster)) = (view::node(&state, node), view::cluster(&state)) else {
             return;
         };
+        let used = caller.certificate.as_ref();
         let new = Node {
             description: Some(description.clone()),
             address: address.clone(),
             trusts: trusts.clone(),
-            issuer: issuer_of(cluster, &caller),
+            issuer: used.map_or_else(Vec::new, |it| trust::used(cluster, it)),
             ..record.clone()
         };
         if new == *record {
@@ -375,15 +375,6 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
             }
         }
     }
-}
-
-/// The root under which the caller's certificate was believed.
-pub(super) fn issuer_of(cluster: &Cluster, caller: &Principal) -> Vec<u8> {
-    let roots = Bundle::from_ders(trust::roots(cluster)).ok();
-    let issuer = roots.as_ref().zip(caller.certificate.as_ref());
-    issuer
-        .and_then(|(roots, certificate)| roots.issuer_of(certificate))
-        .map_or_else(Vec::new, |root| root.key_id().to_wire())
 }
 
 impl Parts {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bulkhead_identity::comeback::come_back;
+use bulkhead_identity::follow::{Due, due};
 use bulkhead_identity::tls::Expect;
 use bulkhead_identity::{Bundle, Credentials, UnlockKey};
 use bulkhead_proto::wire::{Cluster, Node};
@@ -70,18 +71,14 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
 }
 
 async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
-    let current = member.identity.current();
-    let roots = trust::roots(cluster);
-    let former = trust::former(cluster);
-    if current.bundle.ders() != roots || current.bundle.former() != former {
-        let bundle = Bundle::from_ders(roots)?.with_former(former)?;
-        member.renewed(current.with_bundle(bundle)?)?;
+    let due = || trust::told(cluster, |told| due(&member.identity.current(), told));
+    if due()? == Some(Due::Trust) {
+        let bundle = Bundle::from_ders(trust::roots(cluster))?.with_former(trust::former(cluster))?;
+        member.renewed(member.identity.current().with_bundle(bundle)?)?;
         tracing::info!(target: "audit", "this manager trusts other roots now");
     }
     relock(member, cluster).await?;
-    let current = member.identity.current();
-    let issuer = trust::key_id(trust::issuer(cluster).0)?;
-    if used(&current) != Some(issuer.to_wire()) {
+    if due()? == Some(Due::Renew) {
         renewal::once(member).await;
     }
     report(member, cluster).await
@@ -108,22 +105,14 @@ fn locked_with(member: &Member) -> u32 {
     member.keys(|keys| keys.lock.as_ref().map_or(0, UnlockKey::generation))
 }
 
-/// The root that issued this manager's certificate.
-fn used(credentials: &Credentials) -> Option<Vec<u8>> {
-    let root = credentials.bundle.issuer_of(&credentials.certificate)?;
-    Some(root.key_id().to_wire())
-}
-
 /// Keeps what this manager trusts, uses, opens and is locked with in its record.
 async fn report(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
     let current = member.identity.current();
     record::say(member, |node| Node {
-        trusts: current.bundle.key_ids(),
-        issuer: used(&current).unwrap_or_default(),
         locked_with: locked_with(member),
         // One that has no envelope yet says so by what it said before.
         opened_epoch: member.key_ring.newest(cluster).unwrap_or(node.opened_epoch),
-        ..node.clone()
+        ..trust::said(node, &current)
     })
     .await
 }

@@ -15,6 +15,7 @@ use crate::agent::{AssignmentError, Input, Known, Output, Seen};
 use crate::runtime::Runtime;
 use bulkhead_identity::bundle::ROOTS;
 use bulkhead_identity::certificate::CERTIFICATE_BYTES;
+use bulkhead_identity::follow::Told;
 use bulkhead_identity::seam::Clock;
 use bulkhead_identity::{DialError, Identity, tls};
 use bulkhead_proto::{limits, wire};
@@ -58,6 +59,17 @@ pub struct Trust {
     pub roots: Vec<Vec<u8>>,
     /// Key id of the root that signs now.
     pub issuer: Vec<u8>,
+}
+
+impl Trust {
+    /// As the decision takes it.
+    pub(crate) fn told(&self) -> Told<'_> {
+        Told {
+            roots: &self.roots,
+            former: None,
+            issuer: &self.issuer,
+        }
+    }
 }
 
 /// Why a session ended.
