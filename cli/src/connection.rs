@@ -298,7 +298,10 @@ impl Connection {
         let Some(context) = self.context.clone() else {
             return false;
         };
-        let turned_away = refusal.says("fatal alert") || refusal.says("rotated away");
+        // Either side may be the one that does not know the other's root any more.
+        let turned_away = ["fatal alert", "rotated away", "UnknownIssuer"]
+            .iter()
+            .any(|words| refusal.says(words));
         let on_disk = context
             .identity()
             .ok()

@@ -278,6 +278,12 @@ impl Bundle {
     ) -> Result<Certificate, VerifyError> {
         let certificate = self.profile(leaf, intermediates)?;
         if certificate.subject.role != Role::Manager {
+    /// Whether this certificate, DER, names one of these roots as its issuer.
+    pub(crate) fn issued(&self, der: &[u8]) -> bool {
+        let x509 = certificate::parse(der);
+        x509.is_ok_and(|it| self.roots.iter().any(|root| root.name == it.issuer().as_raw()))
+    }
+
             return Err(VerifyError::NotManager(certificate.subject.role));
         }
         let name = ServerName::try_from(manager_name(self.cluster())).expect("a cluster id is a DNS label");

@@ -24,6 +24,13 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// The certificates, DER, that connections of this protocol present: the own one, and the one between it and an
+    /// older root while that root is trusted. With [`tls::ALPN_ENROL`] it is always shown.
+    pub fn presented(&self, protocol: &[u8]) -> impl Iterator<Item = &[u8]> {
+        let shown = move |der: &&Vec<u8>| protocol == tls::ALPN_ENROL || self.bundle.issued(der);
+        std::iter::once(self.certificate.der()).chain(self.chain.iter().filter(shown).map(Vec::as_slice))
+    }
+
     /// The same key and certificate with other roots.
     ///
     /// # Errors

@@ -198,7 +198,7 @@ pub(crate) async fn secure(
         source,
     };
     match timeout(HANDSHAKE, TlsConnector::from(config).connect(name, stream)).await {
-        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(crate::tls::ALPN_H2) => Ok(stream),
+        Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol().is_some() => Ok(stream),
         Ok(Ok(_)) => Err(refuse(io::Error::new(
             io::ErrorKind::InvalidData,
             "it did not choose HTTP/2",

@@ -12,6 +12,7 @@ use bulkhead_proto::{ClusterId, NodeId};
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
@@ -19,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
 use super::server::{SCHEMES, as_tls, verify_signature};
-use super::{ALPN_H2, client_builder, presenting};
+use super::{ALPN_ENROL, ALPN_H2, client_builder, presented};
 use crate::bundle::{ROOTS, VerifyError};
 use crate::dial::{self, DialError};
 use crate::ticket::Ticket;
@@ -200,12 +201,17 @@ pub(crate) fn client_config(credentials: &Credentials, expect: Expect) -> Client
         bundle: credentials.bundle.clone(),
         expect,
     };
-    finish(
-        client_builder()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_cert_resolver(presenting(credentials)),
-    )
+    let protocol = match expect {
+        Expect::AnyManager => ALPN_H2,
+        // One of two managers may have been off during a rotation.
+        Expect::Manager(_) => ALPN_ENROL,
+    };
+    let presented = SingleCertAndKey::from(presented(credentials, protocol));
+    let config = client_builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(presented));
+    finish(config, protocol)
 }
 
 /// What a joiner calls with that has the bundle but no certificate.
@@ -214,27 +220,25 @@ pub(crate) fn anonymous_config(bundle: &Bundle, expect: Expect) -> ClientConfig 
         bundle: bundle.clone(),
         expect,
     };
-    finish(
-        client_builder()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth(),
-    )
+    let config = client_builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    finish(config, ALPN_ENROL)
 }
 
 /// What a joiner asks for the roots with. Nothing that must stay secret may go over such a connection.
 fn unverified_config() -> ClientConfig {
     let verifier = Arc::new(UnverifiedBeforeRootDigest);
-    finish(
-        client_builder()
-            .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_no_client_auth(),
-    )
+    let config = client_builder()
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    finish(config, ALPN_ENROL)
 }
 
-fn finish(mut config: ClientConfig) -> ClientConfig {
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+fn finish(mut config: ClientConfig, protocol: &[u8]) -> ClientConfig {
+    config.alpn_protocols = vec![protocol.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_sni = false; // it would say the cluster's id in clear, and every listener has one certificate
     config

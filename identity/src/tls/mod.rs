@@ -11,18 +11,23 @@ mod tests;
 use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::CryptoProvider;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::Credentials;
 
 pub use client::{Expect, ask_clock, bundle_channel, channel, fetch_roots};
 pub(crate) use client::{anonymous_config, client_config, fetch_roots_over, open, over};
 pub(crate) use server::server_config;
 pub use server::{TlsConnection, incoming};
 
-/// The application protocol of every connection (RFC 7301): HTTP/2.
+/// The application protocol of ordinary connections (RFC 7301): HTTP/2.
 pub const ALPN_H2: &[u8] = b"h2";
+/// HTTP/2 too, for those who may know the past only: who joins or comes back, and managers among themselves. When a
+/// rotation has ended, the certificate that leads from the former root to the present one is shown here and nowhere else.
+pub const ALPN_ENROL: &[u8] = b"bulkhead-enrol";
 
 static PROVIDER: LazyLock<Arc<CryptoProvider>> =
     LazyLock::new(|| Arc::new(rustls::crypto::ring::default_provider()));
@@ -44,13 +49,11 @@ fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier
         .expect("ring has cipher suites of TLS 1.3")
 }
 
-/// Presents this certificate, whatever the other end asks for.
-fn presenting(credentials: &crate::Credentials) -> Arc<SingleCertAndKey> {
+/// The key with the certificates that `protocol` shows.
+fn presented(credentials: &Credentials, protocol: &[u8]) -> Arc<CertifiedKey> {
     let pkcs8 = PrivateKeyDer::Pkcs8(credentials.key.pkcs8().into());
     let key = rustls::crypto::ring::sign::any_ecdsa_type(&pkcs8).expect("a `Key` is a P-256 key");
-    let chain = std::iter::once(credentials.certificate.der())
-        .chain(credentials.chain.iter().map(Vec::as_slice))
-        .map(|der| CertificateDer::from(der.to_vec()))
-        .collect();
-    Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)))
+    let chain = credentials.presented(protocol);
+    let chain = chain.map(|der| CertificateDer::from(der.to_vec())).collect();
+    Arc::new(CertifiedKey::new(chain, key))
 }

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use bulkhead_proto::limits::{HANDSHAKE, HANDSHAKES};
 use futures::Stream;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::server::NoServerSessionStorage;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig, SignatureScheme,
 };
@@ -20,7 +21,7 @@ use tokio::time::{Duration, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::{ALPN_H2, presenting, provider, server_builder};
+use super::{ALPN_ENROL, ALPN_H2, presented, provider, server_builder};
 use crate::bundle::VerifyError;
 use crate::peer::Connection;
 use crate::{Bundle, Certificate, ConnectInfo, Credentials, Identity, Peer};
@@ -112,7 +113,7 @@ async fn accept(
     stream.set_nodelay(true)?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let session = stream.get_ref().1;
-    if session.alpn_protocol() != Some(ALPN_H2) {
+    if session.alpn_protocol().is_none() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "it did not offer HTTP/2",
@@ -135,12 +136,31 @@ pub(crate) fn server_config(credentials: &Credentials) -> ServerConfig {
     let verifier = Arc::new(NodeVerifier(credentials.bundle.clone()));
     let mut config = server_builder()
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(presenting(credentials));
-    config.alpn_protocols = vec![ALPN_H2.to_vec()];
+        .with_cert_resolver(Arc::new(Presented {
+            ordinary: presented(credentials, ALPN_H2),
+            enrol: presented(credentials, ALPN_ENROL),
+        }));
+    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_ENROL.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
     config
+}
+
+/// Shows the certificate as the protocol has it.
+#[derive(Debug)]
+struct Presented {
+    ordinary: Arc<CertifiedKey>,
+    enrol: Arc<CertifiedKey>,
+}
+
+impl ResolvesServerCert for Presented {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let mut offered = hello.alpn().into_iter().flatten();
+        // Of several, the ordinary one is chosen.
+        let enrols = offered.next() == Some(ALPN_ENROL) && offered.next().is_none();
+        Some(if enrols { &self.enrol } else { &self.ordinary }.clone())
+    }
 }
 
 /// Accepts no certificate, or one of a node of this cluster.

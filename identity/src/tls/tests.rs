@@ -393,6 +393,16 @@ async fn in_a_rotation_everyone_meets_everyone_but_an_old_certificate_after_its_
         assert_eq!(issued.map(|root| root.der()), Some(issuer.root_der()));
         credentials
     };
+    // Once the old root is gone, what leads from it is shown to those alone who may know nothing newer.
+    for (stand, ordinary, enrol) in [(Away, 1, 1), (TrustsBoth, 1, 1), (Renewed, 2, 2), (After, 1, 2)] {
+        let credentials = stands(stand, Role::Manager, 1);
+        let shown = |protocol| presented(&credentials, protocol).cert.len();
+        assert_eq!(
+            (shown(ALPN_H2), shown(ALPN_ENROL)),
+            (ordinary, enrol),
+            "{stand:?}"
+        );
+    }
     for serving in [Away, TrustsBoth, Renewed, After] {
         let server = serve(&new, stands(serving, Role::Manager, 1)).await;
         for calling in [Away, TrustsBoth, Renewed, After] {
@@ -401,6 +411,13 @@ async fn in_a_rotation_everyone_meets_everyone_but_an_old_certificate_after_its_
                 bundle_channel(&credentials.bundle, &server.address, Expect::AnyManager).expect("an address");
             let client = Identity::new(credentials).expect("credentials");
             let met = ask(channel(&client, &server.address, manager(1)).expect("an address")).await;
+            let ordinarily =
+                ask(channel(&client, &server.address, Expect::AnyManager).expect("an address")).await;
+            assert_eq!(
+                met.is_ok(),
+                ordinarily.is_ok(),
+                "{calling:?} calls any, {serving:?}"
+            );
             let is_old = |stand| matches!(stand, Away | TrustsBoth);
             let (refuses, refused) = (
                 calling == After && is_old(serving),

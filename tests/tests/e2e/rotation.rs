@@ -1,10 +1,13 @@
 //! The root rolls while the cluster works, and who was away comes back.
 
-use std::process::Command;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use bulkhead_tests::{Follow, Lab, eventually, may_run, text};
+use serde_json::Value;
+
+use crate::openssl::{key_file_of, lets_in, openssl, pem, presented, verifies};
 
 #[test]
 fn the_root_rolls_under_load_and_who_was_away_comes_back() {
@@ -97,23 +100,128 @@ fn certificates_last_as_long_as_the_cluster_says(lab: &Lab) {
     );
 }
 
-/// What a manager presents, as openssl sees it.
+/// What each manager presents, as openssl sees it, is of this root in the end.
 fn presents_the_new_root_only(lab: &Lab, root: &str) {
-    for node in lab.nodes().iter().filter(|node| node.starts_with("manager")) {
+    for node in managers(lab) {
         eventually(&format!("{node} presents a certificate of the new root"), || {
-            let address = format!("{}:7443", lab.address(node));
-            let shown = Command::new("openssl")
-                .args(["s_client", "-connect", &address, "-alpn", "h2", "-showcerts"])
-                .output()
-                .expect("openssl runs");
-            let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-            let leaf = shown
-                .lines()
-                .find(|line| line.contains("i:O"))
-                .unwrap_or_default();
-            leaf.contains(&format!("root {root}"))
+            let (leaf, between) = presented(lab, &node, "h2");
+            let issuer = openssl(&["x509", "-noout", "-issuer", "-in", &leaf]).success();
+            (issuer.contains(&format!("root {root}")) && between.is_none())
                 .then_some(())
-                .ok_or(shown.clone())
+                .ok_or(issuer)
         });
     }
+}
+
+fn managers(lab: &Lab) -> Vec<String> {
+    let nodes = lab.nodes().into_iter();
+    nodes.filter(|node| node.starts_with("manager")).collect()
+}
+
+/// Each phase is held by a worker that cannot write its key file, while openssl looks at what the others present.
+#[test]
+fn openssl_agrees_at_each_phase_and_after_the_end_believes_nothing_by_the_old_root() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::up(3, 2);
+    let roots = |node: &str| key_file_of(&lab, node).credentials.bundle.ders();
+    let leaf = |node: &str, name: &str| {
+        let credentials = key_file_of(&lab, node).credentials.clone();
+        pem(&lab, name, "CERTIFICATE", credentials.certificate.der())
+    };
+    let old = pem(&lab, "old-root.pem", "CERTIFICATE", &roots("manager-1")[0]);
+
+    held(&lab, "worker-1", true);
+    lab.ok("cluster ca rotate -d");
+    until_lagging(&lab, "bundle", &["worker-1"]);
+    let new = pem(&lab, "new-root.pem", "CERTIFICATE", &roots("manager-1")[1]);
+    assert!(verifies(&new, None, &new) && !verifies(&old, None, &new));
+    for node in managers(&lab) {
+        let (leaf, between) = presented(&lab, &node, "h2");
+        assert_eq!(between, None, "{node}");
+        assert!(
+            verifies(&old, None, &leaf) && !verifies(&new, None, &leaf),
+            "{node}"
+        );
+    }
+    assert_eq!(roots("worker-1").len(), 1, "it could not be written");
+    assert_eq!(roots("worker-2").len(), 2);
+
+    held(&lab, "worker-2", true);
+    held(&lab, "worker-1", false);
+    until_lagging(&lab, "issue", &["worker-2"]);
+    for node in managers(&lab) {
+        let (leaf, between) = presented(&lab, &node, "h2");
+        let cross = between.expect("the cross-certificate");
+        assert!(
+            verifies(&old, Some(&cross), &leaf),
+            "{node} by the cross-certificate"
+        );
+        assert!(verifies(&new, None, &leaf), "{node} by the new root");
+        assert!(!verifies(&old, None, &leaf), "{node} by the old root alone");
+    }
+    let (renewed, late) = (leaf("worker-1", "renewed.pem"), leaf("worker-2", "late.pem"));
+    let cross = &key_file_of(&lab, "worker-1").credentials.chain[0];
+    let cross = pem(&lab, "cross.pem", "CERTIFICATE", cross);
+    assert!(verifies(&old, Some(&cross), &renewed) && verifies(&new, None, &renewed));
+    assert!(verifies(&old, None, &late) && !verifies(&new, None, &late));
+
+    held(&lab, "worker-2", false);
+    eventually("the rotation ends", || {
+        let status = lab.json("cluster ca status");
+        status["phase"].is_null().then_some(()).ok_or(status.to_string())
+    });
+    // Everyone has heard of the end.
+    eventually("every node trusts the new root alone", || {
+        let late = lab.nodes().into_iter().find(|node| roots(node).len() != 1);
+        late.map_or(Ok(()), Err)
+    });
+    for node in managers(&lab) {
+        let (leaf, between) = presented(&lab, &node, "h2");
+        assert_eq!(between, None, "{node}");
+        assert!(
+            verifies(&new, None, &leaf) && !verifies(&old, None, &leaf),
+            "{node}"
+        );
+        // Who was away asks to be taken back by another protocol, and finds the way from the old root there.
+        let (leaf, between) = presented(&lab, &node, "bulkhead-enrol");
+        assert!(verifies(&old, between.as_deref(), &leaf), "{node}");
+    }
+    let manager = key_file_of(&lab, "manager-1").credentials;
+    let server = (
+        pem(&lab, "server.pem", "CERTIFICATE", manager.certificate.der()),
+        pem(&lab, "server-key.pem", "PRIVATE KEY", manager.key.pkcs8()),
+    );
+    let address = format!("{}.250:7443", lab.network());
+    for node in ["worker-1", "worker-2"] {
+        let credentials = key_file_of(&lab, node).credentials;
+        for (root, believed) in [(&new, true), (&old, false)] {
+            let let_in = lets_in(&address, root, (&server.0, &server.1), credentials.clone());
+            assert_eq!(let_in, believed, "{node} by {root}");
+        }
+    }
+}
+
+/// A folder in which its owner, who is not root, can write nothing; or no longer.
+fn held(lab: &Lab, node: &str, held: bool) {
+    let folder = lab.data(node).join("worker");
+    let key = std::fs::metadata(folder.join("node.key")).expect("a key file");
+    let owner = if held { 0 } else { key.uid() };
+    std::os::unix::fs::chown(&folder, Some(owner), None).expect("root may");
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&folder, mode).expect("root may");
+}
+
+/// Waits until the rotation is in this phase, and waits for these nodes alone.
+fn until_lagging(lab: &Lab, phase: &str, nodes: &[&str]) {
+    eventually(&format!("phase {phase} waits for {nodes:?}"), || {
+        let status = lab.json("cluster ca status");
+        let all = status["nodes"].as_array().expect("a list");
+        let lags = |node: &&Value| node["waited_for"] == true && node["lags"] != "";
+        let lagging: Vec<String> = all.iter().filter(lags).map(|node| text(node, "name")).collect();
+        (status["phase"] == phase && lagging == nodes)
+            .then_some(())
+            .ok_or(status.to_string())
+    });
 }

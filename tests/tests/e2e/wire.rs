@@ -1,9 +1,8 @@
 //! What crosses a wire is TLS 1.3 both ways, as other programs see it; a key reaches what its role may, and no more.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use bulkhead_identity::store::KeyFile;
 use bulkhead_identity::tls::{self, Expect};
 use bulkhead_identity::{Credentials, Identity};
 use bulkhead_proto::wire::control_client::ControlClient;
@@ -16,6 +15,8 @@ use bulkhead_proto::wire::{
 use bulkhead_tests::{Answer, Lab, installed, may_run};
 use tonic::transport::Channel;
 
+use crate::openssl::{key_file, pem, x509};
+
 #[test]
 fn others_see_tls_1_3_and_keys_reach_what_their_role_may() {
     if !may_run() {
@@ -26,15 +27,6 @@ fn others_see_tls_1_3_and_keys_reach_what_their_role_may() {
     if installed("openssl") {
         openssl_sees_tls_1_3_and_the_profile(&lab);
     }
-}
-
-/// A program's key file, read as its owner would.
-fn key_file(lab: &Lab, path: &Path) -> KeyFile {
-    let copy = lab.folder().join("copied.key");
-    std::fs::copy(path, &copy).expect("root may");
-    let file = KeyFile::load(&copy).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    std::fs::remove_file(&copy).expect("its own");
-    file
 }
 
 fn manager_address(lab: &Lab) -> String {
@@ -119,31 +111,6 @@ fn openssl_sees_tls_1_3_and_the_profile(lab: &Lab) {
     Answer::of(Command::new("openssl").args(verify), b"")
         .says("OK")
         .success();
-}
-
-fn x509(path: &str) -> Answer {
-    let answer = Answer::of(
-        Command::new("openssl").args(["x509", "-noout", "-text", "-in", path]),
-        b"",
-    );
-    assert_eq!(answer.code, 0, "{}", answer.whole());
-    answer
-}
-
-fn pem(lab: &Lab, name: &str, label: &str, der: &[u8]) -> String {
-    let path: PathBuf = lab.folder().join(name);
-    let body = data_encoding::BASE64.encode(der);
-    let lines: Vec<&str> = body
-        .as_bytes()
-        .chunks(64)
-        .map(|line| std::str::from_utf8(line).expect("ASCII"))
-        .collect();
-    let text = format!(
-        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-        lines.join("\n")
-    );
-    std::fs::write(&path, text).expect("its own folder");
-    path.display().to_string()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
