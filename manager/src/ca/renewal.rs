@@ -133,6 +133,9 @@ pub fn role(record: &Node, asked: WireRole) -> Result<Role, Refusal> {
 
 /// The one transaction: the node as it was read, with the key last in its list. A standby that takes a manager's
 /// certificate is a manager by that; a manager with a standby's stays one until it has left the quorum.
+///
+/// It holds while the cluster is as it was when the key was signed, so that no certificate of a root is committed after that
+/// root was dropped.
 pub fn with_key(
     record: &Node,
     cluster: &Cluster,
@@ -162,7 +165,7 @@ pub fn with_key(
     }
     let replace = Step::Replace(view::object(Any::Node(node)));
     (
-        vec![unchanged(record)],
+        vec![unchanged(record), view::unchanged_cluster(cluster)],
         vec![Change {
             change: Some(replace),
         }],
@@ -170,7 +173,7 @@ pub fn with_key(
 }
 
 /// The node is still as it was read.
-pub(crate) fn unchanged(record: &Node) -> Precondition {
+pub fn unchanged(record: &Node) -> Precondition {
     let id = record.id.as_slice().try_into().unwrap_or_default();
     Precondition {
         precondition: Some(Condition::VersionIs(VersionIs {
@@ -327,13 +330,23 @@ mod tests {
             keys: (1..4).map(|n| listed(key_id(n), 100)).collect(),
             ..Default::default()
         };
-        let (_, changes) = with_key(
+        let (conditions, changes) = with_key(
             &record,
             &Cluster::default(),
             key_id(3),
             listed(key_id(4), 100),
             Role::Worker,
             50,
+        );
+        let about = |condition: &Precondition| match &condition.precondition {
+            Some(Condition::VersionIs(it)) => it.object.as_ref().map(|it| it.kind()),
+            _ => None,
+        };
+        let about: Vec<Option<Kind>> = conditions.iter().map(about).collect();
+        assert_eq!(
+            about,
+            [Some(Kind::Node), Some(Kind::Cluster)],
+            "as it was when it was signed"
         );
         let Some(Step::Replace(object)) = &changes[0].change else {
             panic!("replaces")

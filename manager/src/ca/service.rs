@@ -10,8 +10,8 @@ use bulkhead_identity::seam::{Clock, SystemEntropy};
 use bulkhead_identity::{Certificate, UnlockKey};
 use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
 use bulkhead_proto::wire::{
-    Change, EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, RejectionCode,
-    RenewRequest, RenewResponse, ReturnRequest, Role as WireRole, Waiting,
+    Change, EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, Precondition,
+    RejectionCode, RenewRequest, RenewResponse, ReturnRequest, Role as WireRole, Waiting,
 };
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::Replica;
@@ -101,7 +101,9 @@ impl EnrolmentService {
                 Admission::Waits { waiting, until } => return Ok(to_wait(&state, &waiting, until)),
                 Admission::Wait(change, ticket) => {
                     let actor = format!("ticket/{ticket}");
-                    let outcome = self.propose(&actor, request_id, vec![*change]).await?;
+                    let outcome = self
+                        .propose(&actor, request_id, Vec::new(), vec![*change])
+                        .await?;
                     if outcome.rejection.is_none() {
                         let address = from.map(|it| it.to_string()).unwrap_or_default();
                         let key = ask.key().key_id();
@@ -126,8 +128,10 @@ impl EnrolmentService {
                 .map_err(|error| not_signed(&error))?;
             let actor = format!("ticket/{}", new.ticket);
             let (node, role) = (new.node, new.role);
+            // No certificate of a root is committed after that root was dropped.
+            let conditions = vec![view::unchanged_cluster(cluster)];
             let changes = new.changes(signed, self.now());
-            let outcome = self.propose(&actor, request_id, changes).await?;
+            let outcome = self.propose(&actor, request_id, conditions, changes).await?;
             // Whatever became of it: what is handed out, or why not, is read from the committed state.
             if outcome.rejection.is_none() {
                 tracing::info!(target: "audit", node = %node, %role, actor, index = outcome.index, "node admitted");
@@ -159,9 +163,10 @@ impl EnrolmentService {
         &self,
         actor: &str,
         request: RequestId,
+        conditions: Vec<Precondition>,
         changes: Vec<Change>,
     ) -> Result<Outcome, Status> {
-        let proposed = self.0.proposer.client(actor, request, Vec::new(), changes);
+        let proposed = self.0.proposer.client(actor, request, conditions, changes);
         proposed.await.map_err(|error| not_proposed(&error))
     }
 

@@ -63,7 +63,8 @@ pub(super) fn issue(
         )
         .map_err(|error| internal("cannot sign certificates", &error))?;
     let record = genesis::record(node, Role::Operator, request.name.clone(), signed, now_ms);
-    Ok(Plan::about(&id).create(record).into())
+    // No certificate of a root is committed after that root was dropped.
+    Ok(Plan::about(&id).unless_changed(cluster).create(record).into())
 }
 
 /// The certificate as it was committed, which is the only one that counts.

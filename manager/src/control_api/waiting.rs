@@ -53,7 +53,10 @@ pub(super) fn approve(
     let signed = ca
         .issue(cluster, new.node, new.role, &key, validity)
         .map_err(|error| internal("cannot sign certificates", &error))?;
-    let mut plan = Plan::about(&who.node_id).unless_changed(ticket);
+    // No certificate of a root is committed after that root was dropped.
+    let mut plan = Plan::about(&who.node_id)
+        .unless_changed(ticket)
+        .unless_changed(cluster);
     plan.changes = new.changes(signed, now_ms);
     Ok(plan.into())
 }
