@@ -187,3 +187,5 @@ pub fn status(state: &State, now_ms: i64) -> RotationStatus {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod protocol;

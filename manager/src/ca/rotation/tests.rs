@@ -4,27 +4,27 @@ use prost::Message as _;
 
 use super::*;
 
-const NOW: i64 = 1_700_000_000_000;
-const DEADLINE: i64 = NOW + 60_000;
+pub(super) const NOW: i64 = 1_700_000_000_000;
+pub(super) const DEADLINE: i64 = NOW + 60_000;
 
 /// How far a node is.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
-enum At {
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum At {
     Old,
     Trusts,
     Uses,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Here {
-    role: Role,
-    at: At,
-    down: bool,
+pub(super) struct Here {
+    pub(super) role: Role,
+    pub(super) at: At,
+    pub(super) down: bool,
 }
 
-struct Roots {
-    old: Vec<u8>,
-    new: Vec<u8>,
+pub(super) struct Roots {
+    pub(super) old: Vec<u8>,
+    pub(super) new: Vec<u8>,
 }
 
 fn roots() -> Roots {
@@ -41,11 +41,11 @@ fn roots() -> Roots {
     }
 }
 
-fn id(root: &[u8]) -> Vec<u8> {
+pub(super) fn id(root: &[u8]) -> Vec<u8> {
     trust::key_id(root).expect("a root").to_wire()
 }
 
-fn rotation(roots: &Roots, phase: RotationPhase, cross: &[u8]) -> Rotation {
+pub(super) fn rotation(roots: &Roots, phase: RotationPhase, cross: &[u8]) -> Rotation {
     Rotation {
         phase: phase.into(),
         root: roots.new.clone(),
@@ -59,7 +59,7 @@ fn rotation(roots: &Roots, phase: RotationPhase, cross: &[u8]) -> Rotation {
     }
 }
 
-fn cluster(roots: &Roots, rotation: Option<Rotation>) -> Cluster {
+pub(super) fn cluster(roots: &Roots, rotation: Option<Rotation>) -> Cluster {
     Cluster {
         id: vec![9; 16],
         root_certificate: roots.old.clone(),
@@ -72,7 +72,7 @@ fn cluster(roots: &Roots, rotation: Option<Rotation>) -> Cluster {
     }
 }
 
-fn state(cluster: Cluster, nodes: &[Here], new_root: &[u8], old_root: &[u8]) -> State {
+pub(super) fn state(cluster: Cluster, nodes: &[Here], new_root: &[u8], old_root: &[u8]) -> State {
     let nodes = nodes.iter().zip(1u8..).map(|(here, n)| {
         let trusts = match here.at {
             At::Old => vec![old_root.to_vec()],
