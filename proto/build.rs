@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "bulkhead.v1.InitResponse",
             "bulkhead.v1.UnlockRequest",
             "bulkhead.v1.GetUnlockKeyResponse",
+            "bulkhead.v1.RotateRootRequest",
         ])
         .compile_fds(descriptors)?;
     Ok(())

@@ -10,6 +10,7 @@ use rcgen::{
     KeyUsagePurpose, SanType, SerialNumber, SubjectPublicKeyInfo, date_time_ymd,
 };
 use rustls_pki_types::CertificateDer;
+use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
 
 use crate::bundle::{Root, RootError};
 use crate::certificate::{Certificate, SERIAL_BYTES, manager_name};
@@ -110,12 +111,11 @@ impl Authority {
         let x509 = crate::certificate::parse(next.der()).map_err(RootError::from)?;
         let end = next.not_after_ms().min(self.root.not_after_ms());
         let mut params = params(now_ms, end)?;
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, next.cluster().to_string());
-        params
-            .distinguished_name
-            .push(DnType::CommonName, root_name(next.key_id()));
+        // A given root's name is another's to choose.
+        let oids = [OID_X509_ORGANIZATION_NAME, OID_X509_COMMON_NAME];
+        let [cluster, name] = crate::certificate::attributes(x509.subject(), oids).ok_or(RootError::Name)?;
+        params.distinguished_name.push(DnType::OrganizationName, cluster);
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.use_authority_key_identifier_extension = true;

@@ -30,6 +30,7 @@ pub struct Root {
     key_id: KeyId,
     /// DER of its name.
     name: Vec<u8>,
+    not_before_ms: i64,
     not_after_ms: i64,
 }
 
@@ -43,10 +44,14 @@ pub enum RootError {
     #[error("a root's subject and issuer read O=<cluster id>, CN=<name>, this one's do not")]
     Name,
     /// It is not for signing certificates.
-    #[error(
-        "a root is an authority with a path length of at least 1 and signs certificates only, this one is not"
-    )]
+    #[error("a root says that it is an authority (basic constraints, critical), this one does not")]
     Authority,
+    /// Nothing may stand between it and a leaf.
+    #[error("a root's path length is at least 1, this one's is 0")]
+    PathLength,
+    /// It is for something else, too.
+    #[error("a root's key usage is to sign certificates (critical) and nothing else, this one's is not")]
+    KeyUsage,
     /// It did not sign itself.
     #[error("a root is signed with its own key, this one is not")]
     Signature,
@@ -65,7 +70,7 @@ impl Root {
         if x509.subject().as_raw() != x509.issuer().as_raw() {
             return Err(RootError::Name);
         }
-        let (_, not_after_ms) = certificate::validity(&x509)?;
+        let (not_before_ms, not_after_ms) = certificate::validity(&x509)?;
         check_authority(x509.extensions())?;
         x509.verify_signature(None).map_err(|_| RootError::Signature)?;
         Ok(Self {
@@ -73,6 +78,7 @@ impl Root {
             cluster,
             key_id: KeyId::of_spki(x509.public_key().raw),
             name: x509.subject().as_raw().to_vec(),
+            not_before_ms,
             not_after_ms,
         })
     }
@@ -97,6 +103,16 @@ impl Root {
         self.key_id
     }
 
+    /// Whether another root has the same name: of a certificate nobody could say which of the two signed it.
+    pub fn is_namesake_of(&self, other: &Root) -> bool {
+        self.name == other.name
+    }
+
+    /// Start of validity, milliseconds since 1970.
+    pub fn not_before_ms(&self) -> i64 {
+        self.not_before_ms
+    }
+
     /// End of validity, milliseconds since 1970.
     pub fn not_after_ms(&self) -> i64 {
         self.not_after_ms
@@ -118,24 +134,30 @@ const KEY_CERT_SIGN: u16 = 1 << 5;
 fn check_authority(extensions: &[x509_parser::extensions::X509Extension<'_>]) -> Result<(), RootError> {
     let (mut basic, mut usage) = (0, 0);
     for extension in extensions {
-        let (count, fits) = match extension.parsed_extension() {
-            ParsedExtension::BasicConstraints(constraints) => (
-                &mut basic,
-                constraints.ca && constraints.path_len_constraint.is_none_or(|levels| levels >= 1),
-            ),
-            ParsedExtension::KeyUsage(bits) => (&mut usage, bits.flags == KEY_CERT_SIGN),
-            ParsedExtension::SubjectKeyIdentifier(_) if !extension.critical => continue,
+        let (count, fits, otherwise) = match extension.parsed_extension() {
+            ParsedExtension::BasicConstraints(constraints) => {
+                if constraints.path_len_constraint == Some(0) {
+                    return Err(RootError::PathLength);
+                }
+                (&mut basic, constraints.ca, RootError::Authority)
+            }
+            ParsedExtension::KeyUsage(bits) => (&mut usage, bits.flags == KEY_CERT_SIGN, RootError::KeyUsage),
+            ParsedExtension::SubjectKeyIdentifier(_) | ParsedExtension::AuthorityKeyIdentifier(_)
+                if !extension.critical =>
+            {
+                continue;
+            }
             _ => return Err(ProfileError::Extension.into()),
         };
         *count += 1;
         if !fits || !extension.critical {
-            return Err(RootError::Authority);
+            return Err(otherwise);
         }
     }
-    if (basic, usage) == (1, 1) {
-        Ok(())
-    } else {
-        Err(RootError::Authority)
+    match (basic, usage) {
+        (1, 1) => Ok(()),
+        (1, _) => Err(RootError::KeyUsage),
+        _ => Err(RootError::Authority),
     }
 }
 
@@ -256,6 +278,12 @@ impl Bundle {
         self.roots.iter().find(|root| root.is_issuer_of(certificate))
     }
 
+    /// Whether this certificate, DER, names one of these roots as its issuer.
+    pub(crate) fn issued(&self, der: &[u8]) -> bool {
+        let x509 = certificate::parse(der);
+        x509.is_ok_and(|it| self.roots.iter().any(|root| root.name == it.issuer().as_raw()))
+    }
+
     /// Checks the certificate of a server: chain, validity, profile, role manager, this cluster.
     ///
     /// # Errors
@@ -278,12 +306,6 @@ impl Bundle {
     ) -> Result<Certificate, VerifyError> {
         let certificate = self.profile(leaf, intermediates)?;
         if certificate.subject.role != Role::Manager {
-    /// Whether this certificate, DER, names one of these roots as its issuer.
-    pub(crate) fn issued(&self, der: &[u8]) -> bool {
-        let x509 = certificate::parse(der);
-        x509.is_ok_and(|it| self.roots.iter().any(|root| root.name == it.issuer().as_raw()))
-    }
-
             return Err(VerifyError::NotManager(certificate.subject.role));
         }
         let name = ServerName::try_from(manager_name(self.cluster())).expect("a cluster id is a DNS label");

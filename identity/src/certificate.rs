@@ -19,8 +19,10 @@ use crate::key::is_p256_spki;
 
 /// Bytes of a certificate; ours have about 600.
 pub const CERTIFICATE_BYTES: usize = 4 << 10;
-/// Bytes of a serial number (RFC 5280 §4.1.2.2 allows 20): random, positive.
+/// Bytes of a serial number that the cluster draws: random, positive.
 pub const SERIAL_BYTES: usize = 16;
+/// Bytes of any serial number (RFC 5280 §4.1.2.2): a given root's is another's to draw.
+const SERIAL_BYTES_MAX: usize = 20;
 
 /// Who a certificate names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,7 +76,7 @@ pub enum ProfileError {
     #[error("a certificate's key is ECDSA on P-256, this one's is not")]
     Key,
     /// The serial number.
-    #[error("a serial number is positive and has {SERIAL_BYTES} bytes")]
+    #[error("a serial number is positive and has at most {SERIAL_BYTES_MAX} bytes, a node's {SERIAL_BYTES}")]
     Serial,
     /// The validity is empty or out of range.
     #[error("a certificate ends after it starts, this one does not")]
@@ -181,7 +183,7 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, ProfileError> {
         return Err(ProfileError::Key);
     }
     let serial = x509.raw_serial();
-    if serial.len() != SERIAL_BYTES || serial[0] & 0x80 != 0 {
+    if serial.is_empty() || serial.len() > SERIAL_BYTES_MAX || serial[0] & 0x80 != 0 {
         return Err(ProfileError::Serial);
     }
     Ok(x509)

@@ -17,6 +17,7 @@ pub mod join;
 mod key;
 pub mod local;
 mod peer;
+pub mod pem;
 pub mod process;
 pub mod renewal;
 pub mod seam;

@@ -188,6 +188,8 @@ codes! {
     Locked = "BH-E0090", Failed, "locked";
     /// The unlock key is another one, or mistyped.
     WrongUnlockKey = "BH-E0091", Denied, "wrong unlock key";
+    /// A given root, or its key, cannot be the cluster's.
+    BadRoot = "BH-E0092", Failed, "root refused";
     /// The root that the ticket names was rotated away.
     TicketOld = "BH-E0093", Denied, "ticket older than the root";
     /// The ticket is for a node of another name, or that name is taken.

@@ -86,6 +86,10 @@ pub const KEY_ROTATION: Duration = Duration::from_secs(90 * 86_400);
 /// What it may be told.
 pub const KEY_ROTATIONS: RangeInclusive<Duration> =
     Duration::from_secs(3_600)..=Duration::from_secs(3_653 * 86_400);
+/// A given root is valid for this long at least: longer than any certificate that it signs.
+pub const GIVEN_ROOT_LEFT: Duration = Duration::from_secs(366 * 86_400);
+/// Bytes of a file with one certificate or key in PEM, and whatever text stands around it.
+pub const PEM_BYTES: usize = 64 << 10;
 /// Lifetime of a ticket.
 pub const TICKET_VALIDITY: Duration = Duration::from_secs(3_600);
 /// Longest lifetime of a ticket.

@@ -156,6 +156,7 @@ impl Method {
             | Method::ControlRotateUnlockKey
             | Method::ControlConfirmUnlockKey
             | Method::ControlRotateKeyRing
+            | Method::ControlCancelRotation
             | Method::ControlListNodes
             | Method::ControlUpdateNode
             | Method::ControlRemoveNode

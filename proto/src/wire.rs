@@ -38,6 +38,7 @@ redacted! {
     InitResponse { node_id, name };
     UnlockRequest {};
     GetUnlockKeyResponse { index, generation };
+    RotateRootRequest { deadline_ms, compromised, root };
 }
 
 #[cfg(test)]
@@ -80,6 +81,13 @@ mod tests {
                 "{:?}",
                 CreateTicketResponse {
                     ticket: CANARY.into(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                RotateRootRequest {
+                    root_key: bytes.clone(),
                     ..Default::default()
                 }
             ),

@@ -1,21 +1,26 @@
 //! `cluster ca`: the root of the cluster and its rotation, and `cluster update`.
 
 use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bulkhead_identity::pem::PemError;
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    GetRotationRequest, RotateRootRequest, RotationNode, RotationPhase, RotationStatus, UpdateClusterRequest,
+    CancelRotationRequest, GetRotationRequest, RotateRootRequest, RotationNode, RotationPhase,
+    RotationStatus, UpdateClusterRequest,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::lock;
 use crate::app::App;
 use crate::connection::Connection;
 use crate::output::{Format, document, table, text};
 use crate::quantity;
-use crate::refusal::{Exit, Refusal};
+use crate::refusal::{Code, Exit, Refusal};
 use crate::wait::{self, Patience};
 
 /// What can be done with the root.
@@ -25,6 +30,8 @@ pub(crate) enum CaVerb {
     Rotate(Rotate),
     /// Shows the root and how far a rotation is, node by node
     Status,
+    /// Takes a rotation back, while the old root still signs: the new root and its key are gone then
+    Cancel,
 }
 
 /// Flags of `cluster ca rotate`.
@@ -37,6 +44,12 @@ pub(crate) struct Rotate {
     /// join again
     #[arg(long)]
     compromised: bool,
+    /// A root of your own, PEM, instead of one that the cluster makes: P-256, O=<cluster id>, valid for 366 days at least
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// Its private key, PEM (PKCS#8, not encrypted); sealed in the cluster, and never shown again
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
     /// Does not wait until the old root is gone
     #[arg(short, long)]
     detach: bool,
@@ -117,7 +130,43 @@ pub(super) async fn run(verb: CaVerb, app: &mut App<'_>) -> Result<Exit, Refusal
             let status = ask(&mut app.connect()?).await?;
             show(&status, app)
         }
+        CaVerb::Cancel => cancel(app).await,
     }
+}
+
+async fn cancel(app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let mut connection = app.connect()?;
+    let request = CancelRotationRequest {
+        request_id: text::new_id().to_vec(),
+    };
+    connection
+        .change("cluster ca cancel", async |mut c| {
+            c.cancel_rotation(request.clone()).await
+        })
+        .await?;
+    let status = ask(&mut connection).await?;
+    show(&status, app)
+}
+
+/// What `read` finds in a file.
+fn pem<T>(path: &Path, read: impl FnOnce(&[u8]) -> Result<T, PemError>) -> Result<T, Refusal> {
+    let place = path.display().to_string();
+    let unreadable =
+        |e: std::io::Error| Refusal::new(Code::Unreadable, &place, e.to_string(), "check the path");
+    let mut text = Zeroizing::new(Vec::with_capacity(limits::PEM_BYTES + 1));
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let most = u64::try_from(limits::PEM_BYTES).unwrap_or(u64::MAX);
+    file.take(most + 1).read_to_end(&mut text).map_err(unreadable)?;
+    if text.len() > limits::PEM_BYTES {
+        let why = format!("a file with one certificate or key has at most {most} bytes");
+        return Err(Refusal::new(
+            Code::OverLimit,
+            &place,
+            why,
+            "give the file with that alone",
+        ));
+    }
+    read(&text).map_err(|e| Refusal::new(Code::BadRoot, &place, e.to_string(), e.hint()))
 }
 
 async fn ask(connection: &mut Connection) -> Result<RotationStatus, Refusal> {
@@ -141,15 +190,26 @@ async fn rotate(options: Rotate, app: &mut App<'_>) -> Result<Exit, Refusal> {
     if options.compromised {
         app.confirm("Rotate without a way from the old root? Nodes that are down now must join again")?;
     }
-    let mut connection = app.connect()?;
-    let request = RotateRootRequest {
-        request_id: text::new_id().to_vec(),
-        deadline_ms: millis(options.deadline),
-        compromised: options.compromised,
+    let root = match &options.ca_cert {
+        Some(path) => pem(path, bulkhead_identity::pem::certificate)?,
+        None => Vec::new(),
     };
+    let root_key = match &options.ca_key {
+        Some(path) => pem(path, bulkhead_identity::pem::private_key)?,
+        None => Zeroizing::default(),
+    };
+    let mut connection = app.connect()?;
+    let request_id = text::new_id().to_vec();
     connection
         .change("cluster ca rotate", async |mut c| {
-            c.rotate_root(request.clone()).await
+            c.rotate_root(RotateRootRequest {
+                request_id: request_id.clone(),
+                deadline_ms: millis(options.deadline),
+                compromised: options.compromised,
+                root: root.clone(),
+                root_key: root_key.to_vec(),
+            })
+            .await
         })
         .await?;
     if options.detach {
@@ -158,13 +218,18 @@ async fn rotate(options: Rotate, app: &mut App<'_>) -> Result<Exit, Refusal> {
     }
     let mut progress = app.progress();
     let ended = async {
+        let mut next = Vec::new();
         loop {
             // As a command of its own, so that the operator's certificate follows the rotation, too.
             connection.look_again();
             let status = ask(&mut connection).await?;
             if status.phase() == RotationPhase::Unspecified {
-                return Ok(Exit::Done);
+                return match next.is_empty() || status.issuer == next {
+                    true => Ok(Exit::Done),
+                    false => Err(taken_back()),
+                };
             }
+            next.clone_from(&status.next);
             let left = text::distance(status.deadline, status.now);
             progress.set("phase", &format!("{}; the deadline is {left}", phase(&status)));
             for node in &status.nodes {
@@ -177,6 +242,15 @@ async fn rotate(options: Rotate, app: &mut App<'_>) -> Result<Exit, Refusal> {
     wait::bounded(options.patience, "cluster ca rotate", help, ended).await?;
     let status = ask(&mut app.connect()?).await?;
     show(&status, app)
+}
+
+fn taken_back() -> Refusal {
+    Refusal::new(
+        Code::Conflict,
+        "cluster ca rotate",
+        "the rotation was cancelled: the old root signs on",
+        "'bulkhead cluster ca rotate' begins another",
+    )
 }
 
 fn phase(status: &RotationStatus) -> &'static str {

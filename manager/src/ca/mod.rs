@@ -4,6 +4,7 @@
 
 pub mod admission;
 pub mod genesis;
+pub mod given;
 mod lead;
 mod limiter;
 mod names;

@@ -29,16 +29,23 @@ pub struct Order {
     pub compromised: bool,
 }
 
-/// The rotation that begins now: a new root, its key sealed, and the cross-certificate.
+/// The rotation that begins now, to a new root or to the `given` one: its key sealed, and the cross-certificate.
 ///
 /// # Errors
 /// [`CaError`]; nothing was kept then.
-pub fn begin(cluster: &Cluster, order: Order, ring: &KeyRing, now_ms: i64) -> Result<Rotation, CaError> {
+pub fn begin(
+    cluster: &Cluster,
+    order: Order,
+    given: Option<Authority>,
+    ring: &KeyRing,
+    now_ms: i64,
+) -> Result<Rotation, CaError> {
     let id = ClusterId::try_from(cluster.id.as_slice()).map_err(|_| CaError::NoRoot)?;
-    let next = Authority::generate(
-        id,
-        now_ms.saturating_sub(super::millis(limits::CERTIFICATE_BACKDATE)),
-    )?;
+    let from = now_ms.saturating_sub(super::millis(limits::CERTIFICATE_BACKDATE));
+    let next = match given {
+        Some(given) => given,
+        None => Authority::generate(id, from)?,
+    };
     let cross = match order.compromised {
         true => Vec::new(),
         false => {
@@ -47,7 +54,6 @@ pub fn begin(cluster: &Cluster, order: Order, ring: &KeyRing, now_ms: i64) -> Re
             let pkcs8 = ring.open(cluster, place, sealed)?;
             let old = Authority::from_parts(&cluster.root_certificate, &pkcs8)?;
             let root = Root::from_der(next.root_der()).map_err(IssueError::from)?;
-            let from = now_ms.saturating_sub(super::millis(limits::CERTIFICATE_BACKDATE));
             old.cross(&root, from)?
         }
     };
@@ -59,7 +65,49 @@ pub fn begin(cluster: &Cluster, order: Order, ring: &KeyRing, now_ms: i64) -> Re
         cross,
         started_at: now_ms,
         deadline: now_ms.saturating_add(super::millis(order.deadline)),
+        exposed: false,
     })
+}
+
+/// The cluster with this rotation. Where it leads back to the former root, that one is not a former root any more.
+pub fn begun(cluster: &Cluster, rotation: Rotation) -> Cluster {
+    let is_back = |former: &FormerRoot| {
+        let id = trust::key_id(&rotation.root);
+        trust::key_id(&former.root).is_ok_and(|it| id.is_ok_and(|id| id == it))
+    };
+    let former = cluster.former.clone().filter(|former| !is_back(former));
+    Cluster {
+        former,
+        rotation: Some(rotation),
+        ..cluster.clone()
+    }
+}
+
+/// Why a rotation is not taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoWayBack {
+    /// None is under way.
+    NoRotation,
+    /// Nodes have certificates of the new root already.
+    Issuing,
+}
+
+/// The cluster with its present root alone again: nothing was signed with the new one, whose key is gone then, and is to
+/// leave the managers' logs, too.
+///
+/// # Errors
+/// [`NoWayBack`].
+pub fn cancelled(cluster: &Cluster) -> Result<Cluster, NoWayBack> {
+    let rotation = cluster.rotation.as_ref().ok_or(NoWayBack::NoRotation)?;
+    match rotation.phase() {
+        RotationPhase::Bundle => Ok(Cluster {
+            rotation: None,
+            root_exposed: cluster.root_exposed || rotation.exposed,
+            reseal: cluster.reseal + 1,
+            ..cluster.clone()
+        }),
+        RotationPhase::Issue | RotationPhase::Unspecified => Err(NoWayBack::Issuing),
+    }
 }
 
 /// What the leader commits next, if anything is due.
@@ -186,6 +234,6 @@ pub fn status(state: &State, now_ms: i64) -> RotationStatus {
 }
 
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
 mod protocol;
+#[cfg(test)]
+mod tests;

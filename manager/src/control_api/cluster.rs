@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use bulkhead_identity::authority::Authority;
 use bulkhead_proto::wire::{
-    Autolock, Cluster, ConfirmUnlockKeyRequest, GetUnlockKeyResponse, KeyRingEpoch, RotateKeyRingRequest,
-    RotateRootRequest, RotateUnlockKeyRequest, Rotation, UpdateClusterRequest,
+    Autolock, CancelRotationRequest, Cluster, ConfirmUnlockKeyRequest, GetUnlockKeyResponse, KeyRingEpoch,
+    RotateKeyRingRequest, RotateRootRequest, RotateUnlockKeyRequest, Rotation, UpdateClusterRequest,
 };
 use bulkhead_proto::{Code, limits};
 use tonic::Status;
@@ -13,10 +14,11 @@ use super::change::{Decision, Plan};
 use super::check;
 use super::object::Kept;
 use crate::ca::CaError;
-use crate::ca::rotation::Order;
+use crate::ca::given::GivenError;
+use crate::ca::rotation::{self, NoWayBack, Order};
 use crate::key_ring::{KeyRing, KeyRingError};
 use crate::lock::{self, LockError};
-use crate::refusal::{internal, refuse};
+use crate::refusal::{chain, internal, refuse};
 
 /// Changes settings; `renewed` makes a lock with a new key.
 pub(super) fn update(
@@ -181,13 +183,14 @@ fn not_locked(error: &LockError) -> Status {
     refuse(code, tonic::Code::FailedPrecondition, error.to_string(), hint)
 }
 
-/// Begins a rotation of the root; `begin` makes the new one. A manager that missed the last one is in `behind`: it would
-/// not find back after another.
+/// Begins a rotation of the root. `given` is the one that was brought, and `begin` makes the rotation. A manager that
+/// missed the last one is in `behind`: it would not find back after another.
 pub(super) fn rotate(
     cluster: &Cluster,
     request: &RotateRootRequest,
     behind: Option<&str>,
-    begin: impl Fn(Order) -> Result<Rotation, CaError>,
+    given: impl Fn() -> Result<Option<Authority>, GivenError>,
+    begin: impl Fn(Order, Option<Authority>) -> Result<Rotation, CaError>,
 ) -> Result<Decision, Status> {
     if cluster.was_made_by(&request.request_id) {
         return Ok(Decision::done(cluster));
@@ -207,7 +210,8 @@ pub(super) fn rotate(
             Code::Conflict,
             tonic::Code::FailedPrecondition,
             "a rotation of the root is under way",
-            "`bulkhead cluster ca status` shows how far it is; begin the next one when it ended",
+            "`bulkhead cluster ca status` shows how far it is; begin the next one when it ended, or take this one back with \
+             `bulkhead cluster ca cancel` while the old root still signs",
         ));
     }
     if let (Some(manager), false) = (behind, request.compromised) {
@@ -224,18 +228,53 @@ pub(super) fn rotate(
         deadline,
         compromised: request.compromised,
     };
-    let rotation = begin(order).map_err(|error| internal("cannot make a root", &error))?;
-    let mut new = cluster.clone();
-    new.rotation = Some(rotation);
+    let given = given().map_err(|error| {
+        refuse(
+            Code::BadRoot,
+            tonic::Code::InvalidArgument,
+            format!("the given root is refused: {}", chain(&error)),
+            error.hint(),
+        )
+    })?;
+    let rotation = begin(order, given).map_err(|error| internal("cannot make a root", &error))?;
     Ok(Plan::about(&cluster.id)
         .unless_changed(cluster)
-        .replace(new)
+        .replace(rotation::begun(cluster, rotation))
         .into())
+}
+
+/// Takes a rotation back, while the old root signs.
+pub(super) fn cancel(cluster: &Cluster, request: &CancelRotationRequest) -> Result<Decision, Status> {
+    if cluster.was_made_by(&request.request_id) {
+        return Ok(Decision::done(cluster));
+    }
+    let refused = |message: &str, hint: &str| {
+        Err(refuse(
+            Code::Conflict,
+            tonic::Code::FailedPrecondition,
+            message,
+            hint,
+        ))
+    };
+    match rotation::cancelled(cluster) {
+        Ok(new) => Ok(Plan::about(&cluster.id)
+            .unless_changed(cluster)
+            .replace(new)
+            .into()),
+        Err(NoWayBack::NoRotation) => refused(
+            "no rotation of the root is under way",
+            "there is nothing to cancel; `bulkhead cluster ca status` shows the root",
+        ),
+        Err(NoWayBack::Issuing) => refused(
+            "the new root signs already: nodes that have a certificate of it would be cut off",
+            "let it end, as `bulkhead cluster ca status` shows; then rotate again if the new root is not to stay",
+        ),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_proto::wire::Meta;
+    use bulkhead_proto::wire::{Meta, RotationPhase};
 
     use super::super::testing::{plan, refused};
     use super::*;
@@ -350,34 +389,86 @@ mod tests {
         let request = |id: u8, deadline_ms| RotateRootRequest {
             request_id: vec![id; 16],
             deadline_ms,
-            compromised: false,
+            ..Default::default()
         };
-        let begin = |order: Order| {
+        let begin = |order: Order, _| {
             Ok(Rotation {
                 deadline: i64::try_from(order.deadline.as_secs()).expect("small"),
                 ..Default::default()
             })
         };
-        let status = rotate(&cluster(), &request(1, 9_999), None, begin).expect_err("too short");
+        let none = || Ok(None);
+        let status = rotate(&cluster(), &request(1, 9_999), None, none, begin).expect_err("too short");
         refused(&status, Code::BadField, "10 seconds", "");
         assert_eq!(
-            plan(rotate(&cluster(), &request(1, 0), None, begin).expect("planned"))
+            plan(rotate(&cluster(), &request(1, 0), None, none, begin).expect("planned"))
                 .changes
                 .len(),
             1
         );
-        let again = rotate(&cluster(), &request(4, 0), None, begin).expect("a retry");
+        let again = rotate(&cluster(), &request(4, 0), None, none, begin).expect("a retry");
         assert!(matches!(again, Decision::Done { .. }));
         let mut under_way = cluster();
         under_way.rotation = Some(Rotation::default());
-        let status = rotate(&under_way, &request(1, 0), None, begin).expect_err("the second");
+        let status = rotate(&under_way, &request(1, 0), None, none, begin).expect_err("the second");
         refused(&status, Code::Conflict, "under way", "cluster ca status");
-        let status = rotate(&cluster(), &request(1, 0), Some("m2"), begin).expect_err("it would be lost");
+        let status =
+            rotate(&cluster(), &request(1, 0), Some("m2"), none, begin).expect_err("it would be lost");
         refused(&status, Code::Unsafe, "manager m2", "node rm --force");
         let mut compromised = request(1, 0);
         compromised.compromised = true;
-        plan(rotate(&cluster(), &compromised, Some("m2"), begin).expect("it joins again"));
-        let none = rotate(&cluster(), &request(1, 0), None, |_| Err(CaError::NoRoot)).expect_err("no key");
-        refused(&none, Code::Internal, "", "");
+        plan(rotate(&cluster(), &compromised, Some("m2"), none, begin).expect("it joins again"));
+        let broken = rotate(&cluster(), &request(1, 0), None, none, |_, _| {
+            Err(CaError::NoRoot)
+        })
+        .expect_err("no key");
+        refused(&broken, Code::Internal, "", "");
+    }
+    #[test]
+    fn a_given_root_that_does_not_fit_is_refused_with_what_to_do() {
+        let request = RotateRootRequest {
+            request_id: vec![1; 16],
+            ..Default::default()
+        };
+        let given = || Err(GivenError::Present);
+        let status = rotate(&cluster(), &request, None, given, |_, _| Ok(Rotation::default()));
+        refused(
+            &status.expect_err("the same again"),
+            Code::BadRoot,
+            "the cluster's root already",
+            "give another one",
+        );
+    }
+
+    #[test]
+    fn a_rotation_is_taken_back_while_the_old_root_signs_and_no_later() {
+        let request = |id: u8| CancelRotationRequest {
+            request_id: vec![id; 16],
+        };
+        let status = cancel(&cluster(), &request(1)).expect_err("none is under way");
+        refused(&status, Code::Conflict, "no rotation", "nothing to cancel");
+        let under_way = |phase: RotationPhase| Cluster {
+            rotation: Some(Rotation {
+                phase: phase.into(),
+                ..Default::default()
+            }),
+            ..cluster()
+        };
+        let planned = plan(cancel(&under_way(RotationPhase::Bundle), &request(1)).expect("planned"));
+        assert_eq!((planned.changes.len(), planned.preconditions.len()), (1, 1));
+        let mut begun = under_way(RotationPhase::Bundle);
+        for exposed in [false, true] {
+            begun.rotation.get_or_insert_default().exposed = exposed;
+            let want = Cluster {
+                reseal: 1,
+                root_exposed: exposed,
+                ..cluster()
+            };
+            assert_eq!(rotation::cancelled(&begun), Ok(want));
+        }
+        let status = cancel(&under_way(RotationPhase::Issue), &request(1)).expect_err("too late");
+        refused(&status, Code::Conflict, "signs already", "let it end");
+        let again = cancel(&cluster(), &request(4)).expect("a retry");
+        assert!(matches!(again, Decision::Done { .. }));
     }
 }

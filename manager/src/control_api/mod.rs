@@ -341,13 +341,18 @@ impl Service for Control {
     }
 
     async fn rotate_root(&self, request: Request<wire::RotateRootRequest>) -> Answer<ChangeResponse> {
-        let (actor, request) = split(request)?;
+        let (actor, mut request) = split(request)?;
+        let key = Zeroizing::new(std::mem::take(&mut request.root_key));
         let (ring, now) = (&self.0.key_ring, self.now());
         let decide = |state: &State| {
             let old = cluster(state)?;
             let behind = ca::rotation::behind(state).map(|node| node.name.as_str());
-            cluster::rotate(old, &request, behind, |order| {
-                ca::rotation::begin(old, order, ring, now)
+            let given = || match request.root.is_empty() && key.is_empty() {
+                true => Ok(None),
+                false => ca::given::given(old, &request.root, &key, now).map(Some),
+            };
+            cluster::rotate(old, &request, behind, given, |order, given| {
+                ca::rotation::begin(old, order, given, ring, now)
             })
         };
         self.change::<Cluster>(&actor, &request.request_id, decide)
@@ -357,6 +362,14 @@ impl Service for Control {
 
     async fn get_rotation(&self, _: Request<wire::GetRotationRequest>) -> Answer<wire::RotationStatus> {
         Ok(Response::new(ca::rotation::status(&self.state(), self.now())))
+    }
+
+    async fn cancel_rotation(&self, request: Request<wire::CancelRotationRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| cluster::cancel(cluster(state)?, &request);
+        self.change::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
     }
 
     async fn list_nodes(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListNodesResponse> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bulkhead_identity::seam::Clock;
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    Change, Cluster, Kind, ObjectRef, Precondition, Secret, VersionIs, change::Change as Step,
+    Change, Cluster, Kind, ObjectRef, Precondition, Rotation, Secret, VersionIs, change::Change as Step,
     object::Object as Any, precondition::Precondition as Condition,
 };
 use bulkhead_raft::Replica;
@@ -116,7 +116,11 @@ fn next(ring: &KeyRing, state: &State, now: i64) -> Result<Option<Next>, CaError
                 deadline: limits::ROTATION_DEADLINE,
                 compromised: false,
             };
-            new.rotation = Some(rotation::begin(cluster, order, ring, now)?);
+            let rotation = rotation::begin(cluster, order, None, ring, now)?;
+            new.rotation = Some(Rotation {
+                exposed: true,
+                ..rotation
+            });
             new.root_exposed = false;
             "a rotation of the root begins: a manager that could open its key is gone"
         }

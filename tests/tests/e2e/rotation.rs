@@ -225,3 +225,218 @@ fn until_lagging(lab: &Lab, phase: &str, nodes: &[&str]) {
             .ok_or(status.to_string())
     });
 }
+
+#[test]
+fn a_rotation_is_cancelled_and_leads_to_a_root_of_ones_own_and_back() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::up(3, 1);
+    let first = issuer(&lab);
+    lab.run("cluster ca cancel")
+        .refused(10, "BH-E0063")
+        .says("no rotation");
+
+    held(&lab, "worker-1", true);
+    lab.ok("cluster ca rotate -d");
+    until_lagging(&lab, "bundle", &["worker-1"]);
+    lab.run("cluster ca rotate")
+        .refused(10, "BH-E0063")
+        .says("cluster ca cancel");
+    lab.ok("cluster ca cancel");
+    let status = lab.json("cluster ca status");
+    assert!(status["phase"].is_null() && issuer(&lab) == first, "{status}");
+    eventually("every node trusts the old root alone again", || {
+        let late = lab
+            .nodes()
+            .into_iter()
+            .find(|node| key_file_of(&lab, node).credentials.bundle.roots().len() != 1);
+        late.map_or(Ok(()), Err)
+    });
+    held(&lab, "worker-1", false);
+
+    bad_roots_are_refused(&lab);
+    make_root(&lab, "own", GOOD);
+    let own = rotated(&lab, "own");
+    assert_ne!(own, first);
+    // And away from it, and back: its key was kept.
+    lab.ok("cluster ca rotate");
+    assert_ne!(issuer(&lab), own);
+    assert_eq!(rotated(&lab, "own"), own);
+    lab.run("cluster ca rotate --ca-cert own.pem --ca-key own-key.pem")
+        .refused(1, "BH-E0092")
+        .says("already");
+    lab.until_all_ready();
+    lab.secret("after", b"value");
+}
+
+/// Rotates to a root of one's own; gives its id.
+fn rotated(lab: &Lab, name: &str) -> String {
+    lab.ok(&format!(
+        "cluster ca rotate --ca-cert {name}.pem --ca-key {name}-key.pem"
+    ));
+    let root = format!("{}/{name}.pem", lab.folder().display());
+    for node in managers(lab) {
+        eventually(&format!("{node} presents a certificate of {name} alone"), || {
+            let (leaf, between) = presented(lab, &node, "h2");
+            (between.is_none() && verifies(&root, None, &leaf))
+                .then_some(())
+                .ok_or_else(String::new)
+        });
+    }
+    issuer(lab)
+}
+
+/// How a root is made; as docs/operations/rotate-the-root.md says unless told otherwise.
+#[derive(Clone, Copy)]
+struct Recipe {
+    key: &'static str,
+    kind: &'static str,
+    digest: &'static str,
+    days: &'static str,
+    basic: &'static str,
+    usage: &'static str,
+    organisation: Option<&'static str>,
+}
+
+const GOOD: Recipe = Recipe {
+    key: "ec",
+    kind: "ec_paramgen_curve:P-256",
+    digest: "-sha256",
+    days: "3650",
+    basic: "basicConstraints=critical,CA:TRUE,pathlen:1",
+    usage: "keyUsage=critical,keyCertSign",
+    organisation: None,
+};
+
+/// Writes NAME.pem and NAME-key.pem.
+fn make_root(lab: &Lab, name: &str, recipe: Recipe) {
+    let cluster = text(&lab.json("cluster status"), "cluster_id");
+    let subject = format!("/O={}/CN=our root", recipe.organisation.unwrap_or(&cluster));
+    let path = |name: &str| format!("{}/{name}.pem", lab.folder().display());
+    let (root, key) = (path(name), path(&format!("{name}-key")));
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        recipe.key,
+        "-pkeyopt",
+        recipe.kind,
+        recipe.digest,
+        "-nodes",
+        "-days",
+        recipe.days,
+        "-subj",
+        &subject,
+        "-addext",
+        recipe.basic,
+        "-addext",
+        recipe.usage,
+        "-keyout",
+        &key,
+        "-out",
+        &root,
+    ])
+    .success();
+}
+
+fn bad_roots_are_refused(lab: &Lab) {
+    let rotate = |name: &str, key: &str| {
+        lab.run(&format!(
+            "cluster ca rotate --ca-cert {name}.pem --ca-key {key}.pem"
+        ))
+    };
+    let refused = |name: &str, says: &str| {
+        rotate(name, &format!("{name}-key"))
+            .refused(1, "BH-E0092")
+            .says(says);
+    };
+    let bad = [
+        (
+            "sha1",
+            Recipe {
+                digest: "-sha1",
+                ..GOOD
+            },
+            "SHA-256",
+        ),
+        (
+            "p384",
+            Recipe {
+                kind: "ec_paramgen_curve:P-384",
+                ..GOOD
+            },
+            "P-256",
+        ),
+        (
+            "rsa",
+            Recipe {
+                key: "rsa",
+                kind: "rsa_keygen_bits:2048",
+                ..GOOD
+            },
+            "P-256",
+        ),
+        ("soon", Recipe { days: "30", ..GOOD }, "more days"),
+        (
+            "no-authority",
+            Recipe {
+                basic: "basicConstraints=critical,CA:FALSE",
+                ..GOOD
+            },
+            "authority",
+        ),
+        (
+            "short",
+            Recipe {
+                basic: "basicConstraints=critical,CA:TRUE,pathlen:0",
+                ..GOOD
+            },
+            "path length",
+        ),
+        (
+            "more",
+            Recipe {
+                usage: "keyUsage=critical,keyCertSign,digitalSignature",
+                ..GOOD
+            },
+            "key usage",
+        ),
+        (
+            "foreign",
+            Recipe {
+                organisation: Some("somebody"),
+                ..GOOD
+            },
+            "O=<cluster id>",
+        ),
+    ];
+    for (name, recipe, says) in bad {
+        make_root(lab, name, recipe);
+        refused(name, says);
+    }
+    make_root(lab, "good", GOOD);
+    make_root(lab, "another", GOOD);
+    rotate("good", "another-key")
+        .refused(1, "BH-E0092")
+        .says("not the certificate's");
+    let write =
+        |name: &str, content: &[u8]| std::fs::write(lab.folder().join(name), content).expect("its own");
+    let read = |name: &str| std::fs::read(lab.folder().join(name)).expect("its own");
+    write("two.pem", &[read("good.pem"), read("another.pem")].concat());
+    rotate("two", "good-key")
+        .refused(1, "BH-E0092")
+        .says("more than one");
+    write("large.pem", &vec![b'x'; 1 << 20]);
+    rotate("large", "good-key")
+        .refused(2, "BH-E0003")
+        .says("65536 bytes");
+    write("none.pem", b"");
+    rotate("none", "good-key")
+        .refused(1, "BH-E0092")
+        .says("no 'CERTIFICATE'");
+    rotate("absent", "good-key").refused(1, "BH-E0010");
+    let alone = lab.run("cluster ca rotate --ca-cert good.pem");
+    assert_eq!(alone.code, 2, "{}", alone.whole());
+    assert!(lab.json("cluster ca status")["phase"].is_null(), "nothing began");
+}

@@ -56,6 +56,7 @@ pub(super) fn rotation(roots: &Roots, phase: RotationPhase, cross: &[u8]) -> Rot
         cross: cross.to_vec(),
         started_at: NOW,
         deadline: DEADLINE,
+        exposed: false,
     }
 }
 
