@@ -39,6 +39,11 @@ impl Live {
         self.with(|live| live.get(&member).map(|(_, replica)| replica.clone()))
     }
 
+    /// The replica of a member, and which of its programs it is.
+    pub(super) fn life(&self, member: u64) -> Option<(u64, Replica)> {
+        self.with(|live| live.get(&member).cloned())
+    }
+
     /// The replica that may act as the leader of the newest term.
     pub(super) fn leader(&self) -> Option<(u64, Replica)> {
         self.with(|live| {

@@ -10,6 +10,7 @@ mod dice;
 mod nemesis;
 mod network;
 mod record;
+pub mod rotation;
 #[cfg(test)]
 mod tests;
 

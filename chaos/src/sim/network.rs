@@ -53,7 +53,15 @@ struct Wires {
     plugged: BTreeMap<u64, (u64, Raft)>,
     /// From, to: nothing comes through.
     cut: BTreeSet<(u64, u64)>,
+    /// Programs that are stopped: they hear nothing and say nothing.
+    frozen: BTreeSet<u64>,
     weather: Weather,
+}
+
+impl Wires {
+    fn carries(&self, from: u64, to: u64) -> bool {
+        !self.cut.contains(&(from, to)) && !self.frozen.contains(&from) && !self.frozen.contains(&to)
+    }
 }
 
 /// The network. Clones are the same one.
@@ -69,6 +77,7 @@ impl Switch {
         let wires = Wires {
             plugged: BTreeMap::new(),
             cut: BTreeSet::new(),
+            frozen: BTreeSet::new(),
             weather: CALM,
         };
         Self {
@@ -115,17 +124,34 @@ impl Switch {
         if !alive {
             pending::<()>().await;
         }
+        if !self.carries(from.member, to).await {
+            pending::<()>().await;
+        }
+    }
+
+    /// Takes as long as one message from one node to another; whether it arrived.
+    pub(super) async fn carries(&self, from: u64, to: u64) -> bool {
         let weather = self.wires().weather;
         let mut delay = self.dice.micros(weather.delay.0, weather.delay.1);
         while self.dice.percent(weather.loss) {
             delay += Duration::from_millis(200); // retransmission
         }
-        self.record
-            .trace(|| format!("m{} to m{to} takes {delay:?}", from.member));
+        self.record.trace(|| format!("m{from} to m{to} takes {delay:?}"));
         sleep(delay).await;
-        if self.wires().cut.contains(&(from.member, to)) {
-            pending::<()>().await;
-        }
+        self.wires().carries(from, to)
+    }
+
+    /// Stops a program, or lets it go on.
+    pub(super) fn freeze(&self, node: u64, frozen: bool) {
+        let mut wires = self.wires();
+        match frozen {
+            true => wires.frozen.insert(node),
+            false => wires.frozen.remove(&node),
+        };
+    }
+
+    pub(super) fn is_frozen(&self, node: u64) -> bool {
+        self.wires().frozen.contains(&node)
     }
 
     fn raft(&self, member: u64) -> Option<(u64, Raft)> {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Counts, Plan, run};
+use super::{Counts, Plan, rotation, run};
 
 /// Seeds of an ordinary test run; `BULKHEAD_SEEDS=from..to` runs others.
 const SEEDS: u64 = 200;
@@ -120,4 +120,63 @@ fn purging_under_load_never_overtakes_applying() {
         // Several snapshots, each with a purge.
         assert!(report.counts.accepted > 300, "{:?}", report.counts);
     }
+}
+
+/// One hundred rotations in a row, and shorter runs of other seeds.
+#[test]
+fn the_root_rolls_a_hundred_times_in_a_row_whatever_goes_wrong() {
+    let failures = Mutex::new(Vec::new());
+    let total = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for runs in [&[(0, 100)][..], &[(1, 20), (2, 20), (3, 20)]] {
+            let (failures, total) = (&failures, &total);
+            scope.spawn(move || {
+                for (seed, rotations) in runs {
+                    let (report, tally) = rotation::run(*seed, *rotations);
+                    if !report.violations.is_empty() {
+                        eprintln!("{}", report.explain());
+                        failures.lock().expect("nobody panics").push(*seed);
+                    }
+                    println!("seed {seed}: {tally:?}");
+                    total.lock().expect("nobody panics").push(tally);
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().expect("nobody panics");
+    assert!(failures.is_empty(), "seeds failed: {failures:?}");
+    let total = total.into_inner().expect("nobody panics");
+    // A set of runs without its faults proves nothing.
+    let sum = |what: fn(&rotation::Tally) -> u64| total.iter().map(what).sum::<u64>();
+    for (what, count, least) in [
+        ("rotations", sum(|it| it.rotations), 160),
+        ("ended without somebody", sum(|it| it.without_somebody), 10),
+        ("ended by their deadline", sum(|it| it.by_deadline), 10),
+        ("handshakes", sum(|it| it.handshakes), 1_000),
+        ("refused handshakes", sum(|it| it.refused), 10),
+        ("returns", sum(|it| it.returns), 20),
+        (
+            "leaders killed after a step",
+            sum(|it| it.killed_after_a_step),
+            40,
+        ),
+        ("stopped programs", sum(|it| it.stopped), 40),
+        ("stalls", sum(|it| it.stalls), 40),
+    ] {
+        assert!(count >= least, "{what}: {count}, wanted {least}");
+    }
+}
+
+#[test]
+fn a_run_of_rotations_repeats_although_its_keys_are_drawn_anew() {
+    let (one, other) = (rotation::run(7, 2).0, rotation::run(7, 2).0);
+    let differs = one
+        .lines
+        .iter()
+        .zip(&other.lines)
+        .position(|(one, other)| one != other);
+    assert_eq!(
+        (one.digest, differs.map(|at| (&one.lines[at], &other.lines[at]))),
+        (other.digest, None)
+    );
 }
