@@ -10,7 +10,7 @@ PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-la
 # Named one by one: built together with the simulator, they would have its features too, like a clock that can be paused.
 PACKAGES := -p bulkhead-manager -p bulkhead-probe -p bulkhead-cli -p bulkhead-worker -p bulkhead-launcher
 
-.PHONY: all setup test test-interop demo compose-image compose-test lint bench bench-log clean
+.PHONY: all setup test test-interop test-rotation demo compose-image compose-test lint bench bench-log clean
 
 all: setup
 	cargo build --release --locked $(PACKAGES) --bins
@@ -38,6 +38,11 @@ bench: all
 	"$(TARGET_DIR)/$(HOST)/release/bulkhead-bench" --bin "$(TARGET_DIR)/release" --out "$(TARGET_DIR)/bench.json" \
 		$${etcd:+--etcd "$$etcd"} $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) \
 		$(if $(FORMAT),--format $(FORMAT)) $(if $(FOLDER),--folder "$(FOLDER)")
+
+# Ten rotations of the root in a row under load, each under a leader that is killed: minutes, and root.
+test-rotation: setup
+	cargo build --locked --workspace --bins
+	cargo test --locked -p bulkhead-tests --test rotations -- --ignored --nocapture
 
 # Images of other tools; they come from Debian, through apt when root.
 test-interop: setup
