@@ -233,6 +233,7 @@ fn each_kind_of_change_makes_its_one_record() {
     };
     let ticket_use = Step::UseTicket(TicketUse {
         ticket_id: id(TICKET),
+        waiting: None,
     });
     let check = |what: &str, steps: Vec<Step>, expected: &[&str]| {
         assert_eq!(made(&mut given(), steps), expected, "{what}");
@@ -750,7 +751,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         2 => (1..8i32, small()).prop_map(|(kind, n)| Step::Delete(bulkhead_proto::wire::ObjectRef { kind, id: id(n) })),
         1 => (small(), small()).prop_map(|(key, node)| tombstone(key, node)),
         1 => Just(note(Action::Refuse, 1)),
-        1 => Just(Step::UseTicket(TicketUse { ticket_id: id(TICKET) })),
+        1 => Just(Step::UseTicket(TicketUse { ticket_id: id(TICKET), waiting: None })),
     ]
 }
 
