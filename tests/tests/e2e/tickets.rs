@@ -117,7 +117,7 @@ fn who_needs_approval_waits_for_it_across_restarts() {
         lab.ok("node reject second");
         let refused = joining.join().expect("a thread");
         refused
-            .refused(8, "BH-E0092")
+            .refused(8, "BH-E0095")
             .says("waits for 'bulkhead node approve second'");
     });
     assert_eq!(lab.list("node ls").len(), 1, "nobody joined");
