@@ -198,6 +198,9 @@ fn forget(node: &Node, now_ms: i64) -> Step {
                 status: NodeStatus::Unknown.into(),
                 keys: kept.into_iter().cloned().collect(),
                 leaves_clean: false,
+                // On its way out it may have said once more that it opens the ring.
+                opened_epoch: 0,
+                envelope_key: Vec::new(),
                 locked_with: 0,
                 resealed: 0,
                 ..node.clone()

@@ -3,6 +3,7 @@
 //! The caller proved one of the node's listed keys. A new key is added to the list, and the old one stays until its
 //! certificate ends or newer ones push it out, so that a node that never saw the answer can ask again.
 
+use bulkhead_identity::Certificate;
 use bulkhead_identity::csr::PublicKey;
 use bulkhead_proto::wire::{
     Change, Cluster, Kind, Node, NodeKey, NodeStatus, Precondition, Role as WireRole, VersionIs,
@@ -146,14 +147,22 @@ pub fn with_key(
 ) -> (Vec<Precondition>, Vec<Change>) {
     let mut node = record.clone();
     let in_use = |it: &NodeKey| it.key_id == presented.as_bytes();
+    // What it is to be a standby with stays, whatever it renews until then: without it the way back would be lost.
+    let to_stand_by = |it: &NodeKey| {
+        record.wanted_role() == WireRole::Standby
+            && Certificate::from_der(&it.certificate).is_ok_and(|it| it.subject().role == Role::Standby)
+    };
     // The node proved that it has this one: those before it are superseded.
-    if let Some(at) = node.keys.iter().position(in_use) {
-        node.keys.drain(..at);
-    }
-    node.keys
-        .retain(|it| it.key_id != key.key_id && (it.not_after >= now_ms || in_use(it)));
+    let superseded = node.keys.iter().position(in_use).unwrap_or(0);
+    let mut place = 0;
+    node.keys.retain(|it| {
+        place += 1;
+        let holds = place > superseded && (it.not_after >= now_ms || in_use(it));
+        it.key_id != key.key_id && (holds || to_stand_by(it))
+    });
     while node.keys.len() >= KEYS {
-        let oldest = node.keys.iter().position(|it| !in_use(it)).unwrap_or(0);
+        let spare = |it: &NodeKey| !in_use(it) && !to_stand_by(it);
+        let oldest = node.keys.iter().position(spare).unwrap_or(0);
         node.keys.remove(oldest);
     }
     node.keys.push(key);

@@ -25,7 +25,8 @@ pub(super) fn attend(
     let (Some(node), Some(cluster)) = (view::node(&state, subject.node), view::cluster(&state)) else {
         return Err(stale());
     };
-    let stands_by = node.role() == Role::Standby;
+    // A manager on its way asks what it is by now: it stands by once its store is gone, and then says what it trusts.
+    let stands_by = node.role() == Role::Standby && !request.trusts.is_empty();
     if stands_by {
         service.signs.heard(subject.node, service.clock.monotonic());
     }

@@ -138,9 +138,7 @@ async fn ask(member: &Member) -> anyhow::Result<()> {
     };
     let identity = Identity::new(keys.credentials.clone())?;
     for mut client in standby::clients(&identity, &keys.managers) {
-        let request = AttendRequest {
-            trusts: keys.credentials.bundle.key_ids(),
-        };
+        let request = AttendRequest { trusts: Vec::new() };
         if let Ok(Ok(answer)) = timeout(CALL, client.attend(request)).await {
             if answer.get_ref().role() == WireRole::Standby {
                 tracing::info!(target: "audit", node = %member.node(), "this manager is a standby now");

@@ -131,14 +131,17 @@ impl Standby {
 
     /// Asks the cluster to list this node no more.
     pub(super) async fn withdraw(&self) -> Result<(), Status> {
-        let mut last = Status::unavailable("no manager answers");
+        let (mut last, mut asked) = (Status::unavailable("no manager answers"), false);
         for mut client in self.managers() {
             let request_id = self.random().map_err(|_| Status::internal("no random bytes"))?;
             match timeout(CALL, client.withdraw(WithdrawRequest { request_id })).await {
                 Ok(Ok(_)) => return Ok(()),
+                // Listed no more: the one before did it, and its answer was lost.
+                Ok(Err(status)) if asked && status.code() == tonic::Code::PermissionDenied => return Ok(()),
                 Ok(Err(status)) => last = status,
                 Err(_) => {}
             }
+            asked = true;
         }
         Err(last)
     }
