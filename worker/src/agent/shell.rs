@@ -214,7 +214,15 @@ impl<F: Fetch, C: Connect, N: Fn() -> i64> Agent<F, C, N> {
             }
             Input::Welcome(seen) => {
                 self.reporter.restart();
-                self.assignments.welcome(seen)
+                let raised = seen.epoch > self.assignments.seen().epoch;
+                let taken = self.assignments.welcome(seen);
+                if taken.is_ok() && raised {
+                    // A restored cluster is older than what its managers of before had acknowledged.
+                    for (task, seen) in &self.observed {
+                        self.reporter.note(*task, seen.clone());
+                    }
+                }
+                taken
             }
             Input::Assignments(update) => self.assignments.apply(*update),
         };

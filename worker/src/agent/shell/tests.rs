@@ -180,6 +180,22 @@ async fn a_task_lives_from_assignment_to_removal() {
 }
 
 #[tokio::test]
+async fn a_restored_cluster_hears_again_what_its_state_may_not_know() {
+    play(false, async |inputs, mut outputs| {
+        let send = async |input| inputs.send(input).await.expect("the agent runs");
+        send(Input::Welcome(Seen { epoch: 1, index: 1 })).await;
+        let running = update(1, wire::DesiredState::Running);
+        send(Input::Assignments(Box::new(running.clone()))).await;
+        reported(&mut outputs, &inputs, wire::TaskState::Running).await;
+        // Acknowledged; but the state that the next epoch begins with may be from before.
+        send(Input::Welcome(Seen { epoch: 2, index: 1 })).await;
+        send(Input::Assignments(Box::new(running))).await;
+        reported(&mut outputs, &inputs, wire::TaskState::Running).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_hostile_layer_rejects_its_task_with_the_reason() {
     play(true, async |inputs, mut outputs| {
         inputs
