@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "object",
     "audit",
     "command",
@@ -16,6 +16,7 @@ const FILES: [&str; 9] = [
     "local",
     "raft",
     "peer",
+    "backup",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -42,6 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "bulkhead.v1.UnlockRequest",
             "bulkhead.v1.GetUnlockKeyResponse",
             "bulkhead.v1.RotateRootRequest",
+            "bulkhead.v1.BackupKey",
         ])
         .compile_fds(descriptors)?;
     Ok(())

@@ -6,6 +6,7 @@
 
 #[cfg(any(test, feature = "authority"))]
 pub mod authority;
+pub mod backup;
 pub mod bundle;
 pub mod certificate;
 pub mod comeback;
@@ -19,6 +20,7 @@ pub mod local;
 mod peer;
 pub mod pem;
 pub mod process;
+pub mod recovery;
 pub mod renewal;
 pub mod seam;
 pub mod store;

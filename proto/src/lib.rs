@@ -4,12 +4,14 @@
 
 pub mod audit;
 pub mod code;
+mod digest_of_state;
 pub mod ids;
 pub mod limits;
 pub mod method;
 pub mod wire;
 
 pub use code::{CODE_KEY, Code, Exit, HINT_KEY};
+pub use digest_of_state::StateDigest;
 pub use ids::{
     ClusterId, Digest, ImageId, KeyId, MemberId, NodeId, RequestId, Role, SecretId, ServiceId, Slot,
     SpecVersion, TaskId, TicketId, Version,

@@ -76,6 +76,16 @@ pub const CERTIFICATE_VALIDITIES: RangeInclusive<Duration> =
     Duration::from_secs(5 * 60)..=Duration::from_secs(365 * 86_400);
 /// How long after its certificate ended, or its root was rotated away, a node may come back by its committed key.
 pub const RETURN_GRACE: Duration = Duration::from_secs(30 * 86_400);
+/// How long after a restore or a recovery a listed worker may come back with a key that the state does not know.
+pub const RECOVERY_GRACE: Duration = Duration::from_secs(86_400);
+/// Bytes of a backup: more than any state that a manager can hold.
+pub const BACKUP_BYTES: u64 = 2 << 30;
+/// Bytes of one chunk of a backup, in the clear: objects up to [`CHUNK_BYTES`], and the one that goes past it.
+pub const BACKUP_CHUNK_BYTES: usize = CHUNK_BYTES + TRANSACTION_BYTES + (64 << 10);
+/// Bytes of a backup's header.
+pub const BACKUP_HEADER_BYTES: usize = 4 << 10;
+/// Nodes and operators that one restore or recovery may be told to forget.
+pub const FORGET_ENTRIES: usize = 256;
 /// How long a root rotation waits for nodes, unless told otherwise.
 pub const ROTATION_DEADLINE: Duration = Duration::from_secs(3_600);
 /// What it may be told.

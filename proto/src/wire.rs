@@ -39,6 +39,7 @@ redacted! {
     UnlockRequest {};
     GetUnlockKeyResponse { index, generation };
     RotateRootRequest { deadline_ms, compromised, root };
+    BackupKey { epoch };
 }
 
 #[cfg(test)]
@@ -129,6 +130,16 @@ mod tests {
                 "{:?}",
                 GetUnlockKeyResponse {
                     unlock_key: CANARY.into(),
+                    ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                BackupManifest {
+                    keys: vec![BackupKey {
+                        epoch: 1,
+                        key: bytes.clone()
+                    }],
                     ..Default::default()
                 }
             ),

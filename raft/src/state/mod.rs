@@ -15,9 +15,9 @@ mod tests;
 
 use std::sync::Arc;
 
+use bulkhead_proto::StateDigest;
 use bulkhead_proto::wire::{Kind, Object};
 use imbl::{OrdMap, OrdSet};
-use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 pub use apply::{Applied, FatalApply, LEVEL};
@@ -35,7 +35,7 @@ pub struct State {
     names: OrdMap<(Kind, Arc<str>), Key>,
     /// (target, source): who refers to an object. Tasks of a node or users of a secret are one range of it.
     references: OrdSet<(Key, Key)>,
-    digest: [u8; 32],
+    digest: StateDigest,
     /// Behind one pointer: most transactions write no record.
     audit: Arc<AuditLog>,
 }
@@ -61,9 +61,19 @@ impl State {
         let mut digest = self.digest;
         let head = self.audit.head();
         if head.sequence > 0 {
-            mix(&mut digest, &Sha256::digest(head.to_string()).into());
+            digest.mix(&Sha256::digest(head.to_string()).into());
         }
-        digest
+        digest.bytes()
+    }
+
+    /// The digest of the objects alone.
+    pub fn objects_digest(&self) -> [u8; 32] {
+        self.digest.bytes()
+    }
+
+    /// How many objects there are.
+    pub fn count(&self) -> u64 {
+        self.objects.len() as u64
     }
 
     /// The audit log.
@@ -125,7 +135,7 @@ impl State {
         for target in object::references(&object) {
             self.references.insert((target, key));
         }
-        self.toggle(&object);
+        self.digest.toggle(&object);
         self.objects.insert(key, object);
     }
 
@@ -137,18 +147,7 @@ impl State {
         for target in object::references(&object) {
             self.references.remove(&(target, key));
         }
-        self.toggle(&object);
+        self.digest.toggle(&object);
         Some(object)
-    }
-
-    /// Adds an object to the digest or takes it out: exclusive or of hashes does not depend on the order.
-    fn toggle(&mut self, object: &Object) {
-        mix(&mut self.digest, &Sha256::digest(object.encode_to_vec()).into());
-    }
-}
-
-fn mix(digest: &mut [u8; 32], hash: &[u8; 32]) {
-    for (byte, other) in digest.iter_mut().zip(hash) {
-        *byte ^= other;
     }
 }
