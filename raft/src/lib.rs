@@ -8,6 +8,7 @@ pub mod encryption;
 pub mod file_system;
 pub mod log_store;
 mod membership;
+pub mod offline;
 mod replica;
 pub mod runtime;
 pub use bulkhead_identity::seam;

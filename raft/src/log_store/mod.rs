@@ -223,8 +223,13 @@ impl LogStore {
     }
 
     /// Live entries of a range, from its start; stops after about so many bytes.
-    fn read(&self, start: u64, end: u64, bytes: usize) -> io::Result<Vec<Entry>> {
+    pub(crate) fn read(&self, start: u64, end: u64, bytes: usize) -> io::Result<Vec<Entry>> {
         self.shared().read(start, end, bytes)
+    }
+
+    /// The last entry that is known to be committed.
+    pub(crate) fn committed(&self) -> Option<u64> {
+        self.shared().now().committed.map(|id| id.index)
     }
 
     fn follow(&self, start: u64, end: u64) -> impl Stream<Item = io::Result<Entry>> + Send + 'static {
