@@ -1,9 +1,11 @@
 //! `cluster`: making, joining, leaving and looking at the cluster itself.
 
+mod backup;
 mod ca;
 pub(crate) mod join;
 mod key_ring;
 mod lock;
+mod recovery_key;
 mod status;
 pub(crate) mod ticket;
 
@@ -58,6 +60,12 @@ pub(crate) enum ClusterVerb {
     /// Shows and rotates the root of all certificates
     #[command(subcommand)]
     Ca(ca::CaVerb),
+    /// Makes and shows the key that opens backups
+    #[command(subcommand)]
+    RecoveryKey(recovery_key::RecoveryKeyVerb),
+    /// Makes backups, and looks at them without a cluster
+    #[command(subcommand)]
+    Backup(backup::BackupVerb),
     /// Makes, lists and revokes tickets, which let others join
     #[command(subcommand)]
     Ticket(ticket::TicketVerb),
@@ -113,6 +121,8 @@ pub(crate) async fn run(verb: ClusterVerb, app: &mut App<'_>) -> Result<Exit, Re
         ClusterVerb::Unlock(options) => lock::unlock(options, app).await,
         ClusterVerb::UnlockKey(verb) => lock::run(verb, app).await,
         ClusterVerb::Ca(verb) => ca::run(verb, app).await,
+        ClusterVerb::RecoveryKey(verb) => recovery_key::run(verb, app).await,
+        ClusterVerb::Backup(verb) => backup::run(verb, app).await,
         ClusterVerb::Ticket(verb) => ticket::run(verb, app).await,
         ClusterVerb::JoinToken { role } => ticket::create(ticket::Create::plain(role), app).await,
     }
@@ -176,6 +186,14 @@ async fn write_tickets(options: &Init, app: &App<'_>) -> Result<Exit, Refusal> {
     Ok(Exit::Done)
 }
 
+/// The name of an operator who says none.
+fn operator_name(app: &App<'_>) -> String {
+    match app.environment.user.as_str() {
+        "" => "operator".to_owned(),
+        user => user.to_owned(),
+    }
+}
+
 /// The context that a new cluster gets.
 fn context_name(app: &App<'_>) -> String {
     app.global
@@ -220,10 +238,6 @@ async fn first_operator(
     app: &App<'_>,
 ) -> Result<(Key, InitResponse), Refusal> {
     let (key, operator_csr) = new_key()?;
-    let fallback = || match app.environment.user.as_str() {
-        "" => "operator".to_owned(),
-        user => user.to_owned(),
-    };
     let request = InitRequest {
         listen,
         advertise,
@@ -231,7 +245,7 @@ async fn first_operator(
         autolock: options.autolock,
         operator_csr,
         operator_id: text::new_id().to_vec(),
-        operator_name: options.operator.clone().unwrap_or_else(fallback),
+        operator_name: options.operator.clone().unwrap_or_else(|| operator_name(app)),
         name: options.name.clone().unwrap_or_default(),
     };
     match tokio::time::timeout(INIT, program.local().init(request)).await {

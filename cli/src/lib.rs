@@ -21,6 +21,7 @@ mod field;
 mod follow;
 mod health;
 mod key;
+mod new_file;
 mod node;
 mod operator;
 mod output;

@@ -1,9 +1,7 @@
 //! `operator`: who may command the cluster. A key never crosses the wire: each is made where it is used, or by the
 //! operator who hands it on.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_proto::limits;
@@ -16,6 +14,7 @@ use crate::cluster::{self, new_key, read_ticket};
 use crate::connection::pages;
 use crate::context;
 use crate::key;
+use crate::new_file::{claim, give_up};
 use crate::output::{Filters, Listing, Row, text};
 use crate::quantity;
 use crate::refusal::{Code, Exit, Refusal};
@@ -160,7 +159,7 @@ async fn issue(
                 let _ = contexts.remove(&made.name);
             }
             if let Some(path) = &output {
-                let _ = std::fs::remove_file(path);
+                give_up(path);
             }
             return Err(refusal);
         }
@@ -180,23 +179,6 @@ async fn issue(
         (None, None) => {}
     }
     app.print(&format!("{}\n", text::id(&answer.node_id)))
-}
-
-/// Makes the file that a key is to be in, empty, so that it cannot be lost for want of a place.
-fn claim(path: &Path) -> Result<(), Refusal> {
-    let made = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    match made {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let place = path.display().to_string();
-            let help = "name a new file in a writable folder with -o";
-            Err(Refusal::new(Code::Unwritable, place, error.to_string(), help))
-        }
-    }
 }
 
 async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {

@@ -35,8 +35,8 @@ type Encapsulated = <X25519HkdfSha256 as Kem>::EncappedKey;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 
-/// One key of the ring; wiped when dropped, never printed.
-type EpochKey = Zeroizing<[u8; KEY_BYTES]>;
+/// One key of the ring; wiped when dropped.
+pub type EpochKey = Zeroizing<[u8; KEY_BYTES]>;
 
 /// Why something could not be sealed or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -181,6 +181,25 @@ impl KeyRing {
         opened
             .map(Zeroizing::new)
             .map_err(|_| KeyRingError::Refused(sealed.epoch))
+    }
+
+    /// The ring as these keys open it, without an envelope: what a backup holds.
+    pub fn with_keys(self, keys: impl IntoIterator<Item = (u32, EpochKey)>) -> Self {
+        let mut opened = self.0.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.extend(keys);
+        drop(opened);
+        self
+    }
+
+    /// Every key of the ring in the clear, for a backup: it is sealed before it leaves.
+    ///
+    /// # Errors
+    /// [`KeyRingError`] where one does not open here: a backup without it would be worthless.
+    pub fn keys(&self, cluster: &Cluster) -> Result<Vec<(u32, EpochKey)>, KeyRingError> {
+        let epochs = cluster.key_ring.iter().map(|epoch| epoch.epoch);
+        epochs
+            .map(|epoch| Ok((epoch, self.with_epoch(cluster, epoch, EpochKey::clone)?)))
+            .collect()
     }
 
     /// The ring with an envelope of every epoch for this manager, replacing those it had.
@@ -472,6 +491,21 @@ mod tests {
                 .as_slice(),
             b"hunter2"
         );
+    }
+
+    #[test]
+    fn another_manager_goes_on_with_the_keys_of_the_ring() {
+        let first = ring(1);
+        let mut cluster = cluster(&first);
+        let sealed = first.seal(&cluster, SECRET, b"hunter2").expect("opened");
+        let keys = first.keys(&cluster).expect("all open");
+        assert_eq!(ring(2).keys(&cluster).map(drop), Err(KeyRingError::NoEnvelope(1)));
+        let second = ring(2).with_keys(keys);
+        cluster.key_ring = second
+            .enveloped_for(&cluster, node(2), &second.public())
+            .expect("all open");
+        let opened = ring(2).open(&cluster, SECRET, &sealed).expect("enveloped");
+        assert_eq!(opened.as_slice(), b"hunter2");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod authz;
+pub mod backup;
 pub mod ca;
 pub mod control_api;
 pub mod dispatcher;

@@ -8,14 +8,16 @@ use bulkhead_identity::seam::{Clock, Entropy as _, SystemClock, SystemEntropy};
 use bulkhead_identity::ticket::TicketSecret;
 use bulkhead_identity::{Bundle, Certificate, Credentials, Identity, Key as IdentityKey, csr, tls};
 use bulkhead_proto::wire::{
-    Change, Kind, Role as WireRole, Ticket, change::Change as Step, object::Object as Any,
+    Change, Kind, Role as WireRole, Ticket, Transaction, change::Change as Step, object::Object as Any,
 };
 use bulkhead_proto::{ClusterId, NodeId, RequestId, Role};
 use bulkhead_raft::encryption::{DataKey, Sealing};
 use bulkhead_raft::file_system::RealFileSystem;
 use bulkhead_raft::log_store::Options;
+use bulkhead_raft::state::State;
 use bulkhead_raft::transport::{Binding, Network};
 use bulkhead_raft::{Member, Parts, Replica, Timing};
+use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server};
@@ -88,6 +90,59 @@ pub(crate) fn create(any: Any) -> Change {
     Change {
         change: Some(Step::Create(view::object(any))),
     }
+}
+
+/// A key ring as another manager would open it.
+pub(crate) fn ring(n: u8) -> KeyRing {
+    let key = EnvelopeKey::from_bytes(Zeroizing::new([n; 32]));
+    KeyRing::new(NodeId::from_bytes([n; 16]), key, Arc::new(SystemEntropy))
+}
+
+/// The state that a cluster begins with, and nothing that runs.
+pub(crate) struct Founded {
+    pub(crate) state: State,
+    /// Of its first manager.
+    pub(crate) ring: KeyRing,
+    pub(crate) node: NodeId,
+}
+
+impl Founded {
+    /// At this time, by the manager `manager-1` and the operator `admin`.
+    pub(crate) fn new(now_ms: i64) -> Self {
+        let node = NodeId::from_bytes([1; 16]);
+        let ring = ring(1);
+        let first = FirstManager {
+            node,
+            name: "manager-1".into(),
+            advertise: "127.0.0.1:7443".into(),
+            key: key().1,
+            envelope_key: ring.public(),
+            description: Default::default(),
+        };
+        let operator = FirstOperator {
+            node: NodeId::from_bytes([2; 16]),
+            name: "admin".into(),
+            key: key().1,
+        };
+        let born = genesis(first, Some(operator), Wishes::default(), now_ms, &SystemEntropy);
+        let born = born.expect("a cluster");
+        let mut state = State::default();
+        apply(&mut state, 3, born.changes);
+        Self { state, ring, node }
+    }
+}
+
+/// Applies changes that must be taken.
+pub(crate) fn apply(state: &mut State, index: u64, changes: Vec<Change>) {
+    let transaction = Transaction {
+        level: 1,
+        changes,
+        ..Default::default()
+    };
+    let applied = state
+        .apply(index, 1, &transaction.encode_to_vec())
+        .expect("a known level");
+    assert_eq!(applied.outcome.rejection, None);
 }
 
 impl Manager {

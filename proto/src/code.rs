@@ -196,6 +196,14 @@ codes! {
     TicketName = "BH-E0094", Denied, "ticket for another name";
     /// An operator looked at who joins, and said no.
     JoinRejected = "BH-E0095", Denied, "join rejected by an operator";
+    /// The file is no backup, or of a version that this program does not know.
+    NotBackup = "BH-E0110", Failed, "not a backup";
+    /// A backup was cut, changed or never finished.
+    DamagedBackup = "BH-E0111", Failed, "damaged backup";
+    /// The key is not the one that the backup is sealed to.
+    WrongRecoveryKey = "BH-E0112", Denied, "another recovery key";
+    /// The cluster has no recovery key, so nothing could be opened again.
+    NoRecoveryKey = "BH-E0113", Failed, "no recovery key";
     /// The time to wait is over; the cluster goes on.
     NotConverged = "BH-E0100", NotConverged, "not converged in time";
     /// An update stopped half-way.

@@ -147,6 +147,9 @@ impl Method {
             | Method::PeerOfferBlob
             | Method::PeerRelayLogs => (MANAGERS, Standing::Listed),
 
+            // Who holds the recovery key can read every secret in the next backup, which no operator may.
+            Method::ControlSetRecoveryKey => (LOCAL, Standing::Listed),
+
             Method::ControlGetClusterStatus => (OPERATORS, Standing::ListedMaybeStale),
 
             Method::ControlUpdateCluster
@@ -157,6 +160,7 @@ impl Method {
             | Method::ControlConfirmUnlockKey
             | Method::ControlRotateKeyRing
             | Method::ControlCancelRotation
+            | Method::ControlCreateBackup
             | Method::ControlListNodes
             | Method::ControlUpdateNode
             | Method::ControlRemoveNode
@@ -238,7 +242,10 @@ mod tests {
                     );
                 }
                 if path.starts_with("/bulkhead.v1.Control/") {
-                    let may = matches!(caller, Caller::Operator | Caller::Local);
+                    let may = match method {
+                        Method::ControlSetRecoveryKey => caller == Caller::Local,
+                        _ => matches!(caller, Caller::Operator | Caller::Local),
+                    };
                     assert_eq!(method.callers().contains(caller), may, "{path} {caller}");
                 }
             }

@@ -278,7 +278,8 @@ fn line(node: &RotationNode) -> String {
     }
 }
 
-fn root(id: &[u8]) -> String {
+/// How people tell roots apart: the first of the key's id.
+pub(super) fn root(id: &[u8]) -> String {
     bulkhead_proto::KeyId::try_from(id).map_or_else(|_| "-".into(), |id| id.to_string()[..16].to_owned())
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use bulkhead_identity::recovery::fingerprint;
 use bulkhead_proto::wire::{ClusterStatus, MemberStatus};
 use serde_json::{Value, json};
 
@@ -82,6 +83,16 @@ fn people(status: &ClusterStatus, now: i64) -> String {
     );
     line("key ring", key_ring(status));
     line("stores", stores(status));
+    line(
+        "backups",
+        match &status.recovery_key {
+            Some(key) => format!("sealed to the recovery key {}", fingerprint(&key.public)),
+            None => "none can be made: 'bulkhead cluster recovery-key create' comes first".into(),
+        },
+    );
+    if status.epoch > 1 {
+        line("epoch", epoch(status, now));
+    }
     line("autolock", autolock(status));
     let rows: Vec<Vec<String>> = status.members.iter().map(|m| row(m, status)).collect();
     out.push('\n');
@@ -90,6 +101,17 @@ fn people(status: &ClusterStatus, now: i64) -> String {
         rows.iter().map(Vec::as_slice),
     ));
     out
+}
+
+fn epoch(status: &ClusterStatus, now: i64) -> String {
+    let epoch = format!("{}: this cluster was restored or recovered", status.epoch);
+    if status.return_until <= now {
+        return epoch;
+    }
+    format!(
+        "{epoch}; a worker may come back with a key that is newer than the state: that ends {}",
+        text::distance(status.return_until, now)
+    )
 }
 
 fn key_ring(status: &ClusterStatus) -> String {
@@ -204,6 +226,9 @@ fn json(status: &ClusterStatus) -> Value {
         "unlock_key_pending": (status.unlock_pending != 0).then_some(status.unlock_pending),
         "unlock_key": (status.unlock_generation != 0).then_some(status.unlock_generation),
         "key_ring": status.key_ring,
+        "epoch": status.epoch,
+        "recovery_key": status.recovery_key.as_ref().map(|key| fingerprint(&key.public)),
+        "return_until": text::time(status.return_until),
         "level": status.level,
         "roots": status.roots.iter()
             .map(|der| bulkhead_proto::Digest::of(der).to_string()).collect::<Vec<_>>(),
@@ -282,6 +307,7 @@ tasks         3 running, 0 pending
 certificates  1 trusted root; valid for 90d; the first to end ends in 90d
 key ring      epoch 1, opened by 2 of 2
 stores        nothing is left on a manager's disk that was to go
+backups       none can be made: 'bulkhead cluster recovery-key create' comes first
 autolock      off: a restarted manager serves by itself
 
 MEMBER  NAME       ADDRESS          VOTES  LOG

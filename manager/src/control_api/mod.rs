@@ -4,6 +4,7 @@
 //! The authorisation layer ran before: who calls is in the request's [`Principal`], and the replica was fresh.
 
 mod audit;
+mod backup;
 mod change;
 mod check;
 mod cluster;
@@ -370,6 +371,27 @@ impl Service for Control {
         self.change::<Cluster>(&actor, &request.request_id, decide)
             .await
             .map(Response::new)
+    }
+
+    async fn set_recovery_key(
+        &self,
+        request: Request<wire::SetRecoveryKeyRequest>,
+    ) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: &State| backup::set_key(cluster(state)?, &request, self.now());
+        self.change::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
+    }
+
+    type CreateBackupStream = BoxStream<'static, Result<wire::BackupChunk, Status>>;
+
+    async fn create_backup(
+        &self,
+        request: Request<wire::CreateBackupRequest>,
+    ) -> Answer<Self::CreateBackupStream> {
+        let (actor, _) = split(request)?;
+        backup::create(&self.0, &actor, self.now()).map(Response::new)
     }
 
     async fn list_nodes(&self, request: Request<wire::ListRequest>) -> Answer<wire::ListNodesResponse> {

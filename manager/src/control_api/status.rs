@@ -76,6 +76,9 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         applied: state.index(),
         key_ring: opened(&cluster.key_ring, &nodes),
         audit: Some(state.audit().head().to_wire()),
+        epoch: cluster.epoch,
+        recovery_key: cluster.recovery_key,
+        return_until: cluster.return_until,
         cluster_id: cluster.id,
     }
 }
