@@ -43,6 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "bulkhead.v1.UnlockRequest",
             "bulkhead.v1.GetUnlockKeyResponse",
             "bulkhead.v1.RotateRootRequest",
+            "bulkhead.v1.RestoreOrder",
             "bulkhead.v1.BackupKey",
         ])
         .compile_fds(descriptors)?;

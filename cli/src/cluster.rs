@@ -5,6 +5,7 @@ mod ca;
 pub(crate) mod join;
 mod key_ring;
 mod lock;
+mod loss;
 mod recovery_key;
 mod status;
 pub(crate) mod ticket;
@@ -66,6 +67,10 @@ pub(crate) enum ClusterVerb {
     /// Makes backups, and looks at them without a cluster
     #[command(subcommand)]
     Backup(backup::BackupVerb),
+    /// Makes the cluster of a backup again, on the empty manager behind --socket
+    Restore(loss::Restore),
+    /// Goes on from the manager behind --socket alone, when the quorum is lost for good
+    Recover(loss::Recover),
     /// Makes, lists and revokes tickets, which let others join
     #[command(subcommand)]
     Ticket(ticket::TicketVerb),
@@ -123,6 +128,8 @@ pub(crate) async fn run(verb: ClusterVerb, app: &mut App<'_>) -> Result<Exit, Re
         ClusterVerb::Ca(verb) => ca::run(verb, app).await,
         ClusterVerb::RecoveryKey(verb) => recovery_key::run(verb, app).await,
         ClusterVerb::Backup(verb) => backup::run(verb, app).await,
+        ClusterVerb::Restore(options) => loss::restore(options, app).await,
+        ClusterVerb::Recover(options) => loss::recover(options, app).await,
         ClusterVerb::Ticket(verb) => ticket::run(verb, app).await,
         ClusterVerb::JoinToken { role } => ticket::create(ticket::Create::plain(role), app).await,
     }

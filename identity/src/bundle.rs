@@ -353,6 +353,21 @@ impl Bundle {
         Ok(certificate)
     }
 
+    /// Checks the certificate that a node says it holds, as it was at `at_ms`: chain, validity, profile, this cluster.
+    ///
+    /// # Errors
+    /// Where any of these does not hold.
+    pub fn verify_held(
+        &self,
+        certificate: &[u8],
+        chain: &[Vec<u8>],
+        at_ms: i64,
+    ) -> Result<Certificate, VerifyError> {
+        let chain: Vec<CertificateDer<'_>> = chain.iter().map(|der| der.as_slice().into()).collect();
+        let at = Duration::from_millis(u64::try_from(at_ms).unwrap_or(0));
+        self.verify_client(&certificate.into(), &chain, UnixTime::since_unix_epoch(at))
+    }
+
     fn profile(
         &self,
         leaf: &CertificateDer<'_>,

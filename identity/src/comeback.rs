@@ -168,6 +168,8 @@ pub async fn come_back(
                 .key
                 .sign(&message(subject.cluster, subject.node, &challenge, &csr))?,
             key_id: current.key.key_id().to_wire(),
+            certificate: current.certificate.der().to_vec(),
+            chain: current.chain.clone(),
             challenge,
             csr,
             request_id,

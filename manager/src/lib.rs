@@ -10,6 +10,7 @@ pub mod freshness;
 pub mod key_ring;
 pub mod leader;
 pub mod lock;
+pub mod loss;
 pub mod membership;
 pub mod orchestrator;
 pub mod peer;

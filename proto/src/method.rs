@@ -198,7 +198,9 @@ impl Method {
             | Method::LocalInit
             | Method::LocalJoin
             | Method::LocalLeave
-            | Method::LocalUnlock => (LOCAL, Standing::None),
+            | Method::LocalUnlock
+            | Method::LocalRestore
+            | Method::LocalRecover => (LOCAL, Standing::None),
         }
     }
 }

@@ -39,6 +39,7 @@ redacted! {
     UnlockRequest {};
     GetUnlockKeyResponse { index, generation };
     RotateRootRequest { deadline_ms, compromised, root };
+    RestoreOrder { listen, advertise, name, forget };
     BackupKey { epoch };
 }
 
@@ -131,6 +132,15 @@ mod tests {
                 GetUnlockKeyResponse {
                     unlock_key: CANARY.into(),
                     ..Default::default()
+                }
+            ),
+            format!(
+                "{:?}",
+                RestoreRequest {
+                    message: Some(restore_request::Message::Order(RestoreOrder {
+                        recovery_key: bytes.clone(),
+                        ..Default::default()
+                    }))
                 }
             ),
             format!(

@@ -10,7 +10,7 @@ use std::path::Path;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::{AsciiMetadataValue, BinaryMetadataValue};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use wire::local_server::{self, LocalServer};
 
 /// Requests that wait for the program.
@@ -157,6 +157,30 @@ impl local_server::Local for Service {
         let force = request.into_inner().force;
         self.tell(Command::Leave { force, answer }).await?;
         Ok(Response::new(answered.await.map_err(|_| ending())??))
+    }
+
+    async fn restore(
+        &self,
+        _: Request<Streaming<wire::RestoreRequest>>,
+    ) -> Result<Response<wire::RestoreResponse>, Status> {
+        Err(refuse(
+            Code::Unsupported,
+            tonic::Code::Unimplemented,
+            "a cluster is restored on a manager; this program is a worker",
+            "run `bulkhead cluster restore` with the --socket of a bulkhead-manager; workers come back by themselves",
+        ))
+    }
+
+    async fn recover(
+        &self,
+        _: Request<wire::RecoverRequest>,
+    ) -> Result<Response<wire::RecoverResponse>, Status> {
+        Err(refuse(
+            Code::Unsupported,
+            tonic::Code::Unimplemented,
+            "a cluster is recovered from a manager; this program is a worker",
+            "run `bulkhead cluster recover` with the --socket of a manager that is left; workers come back by themselves",
+        ))
     }
 }
 

@@ -7,7 +7,7 @@ pub mod genesis;
 pub mod given;
 mod lead;
 mod limiter;
-mod names;
+pub(crate) mod names;
 pub mod renewal;
 pub mod rotation;
 mod service;

@@ -6,7 +6,7 @@ use bulkhead_proto::wire::Kind;
 use bulkhead_raft::state::State;
 
 /// A free name as close as possible to the wish: `db`, then `db-2`.
-pub(super) fn free(state: &State, wish: &str, role: Role) -> String {
+pub(crate) fn free(state: &State, wish: &str, role: Role) -> String {
     let base = match label(wish) {
         label if label.is_empty() => role.to_string(),
         label => label,

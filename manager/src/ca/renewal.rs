@@ -3,8 +3,8 @@
 //! The caller proved one of the node's listed keys. A new key is added to the list, and the old one stays until its
 //! certificate ends or newer ones push it out, so that a node that never saw the answer can ask again.
 
-use bulkhead_identity::Certificate;
 use bulkhead_identity::csr::PublicKey;
+use bulkhead_identity::{Bundle, Certificate};
 use bulkhead_proto::wire::{
     Change, Cluster, Kind, Node, NodeKey, NodeStatus, Precondition, Role as WireRole, VersionIs,
     change::Change as Step, object::Object as Any, precondition::Precondition as Condition,
@@ -12,7 +12,7 @@ use bulkhead_proto::wire::{
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::state::{Key, State};
 
-use super::{Validity, millis};
+use super::{Validity, millis, trust};
 use crate::{lock, view};
 
 /// Keys that a node may have at once: the one in use, one under way, and one whose answer was lost.
@@ -116,6 +116,46 @@ pub fn may_return(role: Role, ends: i64, now_ms: i64) -> bool {
     now_ms <= ends.saturating_add(grace)
 }
 
+/// The key of a worker that the state does not know since it is older than that key: a cluster that was restored or
+/// recovered lets a listed worker come back with it for a day. The certificate must be of a root of this cluster, and
+/// newer than every key that is listed: one that was superseded before stays so.
+pub fn reprieve(
+    state: &State,
+    record: &Node,
+    certificate: &[u8],
+    chain: &[Vec<u8>],
+    now_ms: i64,
+) -> Option<NodeKey> {
+    let cluster = view::cluster(state)?;
+    if cluster.return_until <= now_ms || record.role() != WireRole::Worker || record.quarantined_at != 0 {
+        return None;
+    }
+    let roots = trust::roots(cluster).into_iter();
+    let bundle = roots.chain(trust::former(cluster).map(<[u8]>::to_vec)).collect();
+    let bundle = Bundle::from_ders(bundle).ok()?;
+    let leaf = Certificate::from_der(certificate).ok()?;
+    // A certificate that ended is judged at its end; whether that was too long ago is for `may_return` to say.
+    let judged = now_ms.min(leaf.not_after_ms());
+    let subject = bundle.verify_held(certificate, chain, judged).ok()?.subject();
+    let known = |key: &NodeKey| key.not_before >= leaf.not_before_ms();
+    let id = leaf.key_id();
+    let removed = cluster.tombstones.iter().any(|it| it.key_id == id.as_bytes());
+    if subject.node.as_bytes() != record.id.as_slice()
+        || subject.role != Role::Worker
+        || record.keys.iter().any(known)
+        || removed
+        || view::node_of_key(state, id).is_some()
+    {
+        return None;
+    }
+    Some(NodeKey {
+        key_id: id.to_wire(),
+        not_before: leaf.not_before_ms(),
+        not_after: leaf.not_after_ms(),
+        certificate: certificate.to_vec(),
+    })
+}
+
 /// The role of the certificate that a node asks for: its own, or a manager's where an operator wants a standby to be one. A
 /// manager may have a standby's, which opens less: it needs it before it can become one.
 ///
@@ -198,6 +238,9 @@ mod tests {
     use bulkhead_identity::Key as IdentityKey;
     use bulkhead_proto::wire::{Tombstone, Transaction};
     use prost::Message as _;
+
+    use crate::ca::{Ca, genesis};
+    use crate::testing::{Founded, apply, create};
 
     const NODE: NodeId = NodeId::from_bytes([1; 16]);
     const REQUEST: RequestId = RequestId::from_bytes([7; 16]);
@@ -414,5 +457,103 @@ mod tests {
             [listed(key_id(9), 300)],
             "expired ones are dropped, the renewed one is there once"
         );
+    }
+
+    /// A worker whose listed key has a certificate from second 100 on, in a cluster that lets workers come back until
+    /// `until`, and a certificate of it from `from` on for another key.
+    fn reprieved(until: i64, from: i64, role: Role) -> (State, Vec<u8>) {
+        let mut founded = Founded::new(AT);
+        let mut cluster = view::cluster(&founded.state).expect("founded").clone();
+        cluster.return_until = AT + until;
+        let ca = Ca::new(founded.ring.clone());
+        let issue = |from: i64| {
+            let validity = Validity {
+                not_before: AT + from,
+                not_after: AT + from + 1_000_000,
+            };
+            ca.issue(&cluster, NODE_5, role, &public(), validity)
+                .expect("signed")
+        };
+        let record = genesis::record(NODE_5, role, "five".into(), issue(100_000), AT);
+        let newer = issue(from).certificate;
+        let replace = Step::Replace(view::object(Any::Cluster(cluster)));
+        let changes = vec![
+            create(Any::Node(record)),
+            Change {
+                change: Some(replace),
+            },
+        ];
+        apply(&mut founded.state, 9, changes);
+        (founded.state, newer)
+    }
+
+    const NODE_5: NodeId = NodeId::from_bytes([5; 16]);
+    const AT: i64 = 1_700_000_000_000;
+
+    #[test]
+    fn a_worker_comes_back_with_a_key_that_is_newer_than_the_state_for_a_day() {
+        let ask = |(state, certificate): &(State, Vec<u8>), now: i64| {
+            let record = view::node(state, NODE_5).expect("listed");
+            reprieve(state, record, certificate, &[], AT + now)
+        };
+        let day = reprieved(500_000, 200_000, Role::Worker);
+        let key = ask(&day, 300_000).expect("newer, and in time");
+        let leaf = Certificate::from_der(&day.1).expect("signed");
+        assert_eq!(
+            (key.key_id, key.not_before),
+            (leaf.key_id().to_wire(), leaf.not_before_ms())
+        );
+        // Ended meanwhile: judged at its end.
+        let long = reprieved(5_000_000, 200_000, Role::Worker);
+        assert!(ask(&long, 4_000_000).is_some());
+        for (what, case, now) in [
+            ("too late", day, 500_000),
+            (
+                "superseded before",
+                reprieved(500_000, 50_000, Role::Worker),
+                300_000,
+            ),
+            ("no worker", reprieved(500_000, 200_000, Role::Manager), 300_000),
+            ("no such time", reprieved(0, 200_000, Role::Worker), 300_000),
+        ] {
+            assert_eq!(ask(&case, now), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn nobody_comes_back_with_what_is_not_of_this_node_and_root() {
+        let (state, good) = reprieved(500_000, 200_000, Role::Worker);
+        let (_, of_another_root) = reprieved(500_000, 200_000, Role::Worker);
+        let record = view::node(&state, NODE_5).expect("listed");
+        let ask = |state: &State, record: &Node, certificate: &[u8]| {
+            reprieve(state, record, certificate, &[], AT + 300_000)
+        };
+        assert!(ask(&state, record, &good).is_some());
+        assert_eq!(ask(&state, record, &of_another_root), None, "another root");
+        assert_eq!(ask(&state, record, b"no certificate"), None);
+        let other = Node {
+            id: vec![6; 16],
+            ..record.clone()
+        };
+        assert_eq!(ask(&state, &other, &good), None, "another node");
+        let quarantined = Node {
+            quarantined_at: 1,
+            ..record.clone()
+        };
+        assert_eq!(ask(&state, &quarantined, &good), None, "in quarantine");
+        let mut removed = state.clone();
+        let key_id = Certificate::from_der(&good).expect("signed").key_id().to_wire();
+        let tombstone = Step::AddTombstone(bulkhead_proto::wire::AddTombstone {
+            tombstone: Some(Tombstone {
+                key_id,
+                node_id: vec![5; 16],
+                ..Default::default()
+            }),
+        });
+        let change = Change {
+            change: Some(tombstone),
+        };
+        apply(&mut removed, 10, vec![change]);
+        assert_eq!(ask(&removed, record, &good), None, "a removed key");
     }
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bulkhead_identity::comeback::{self, Challenges};
 use bulkhead_identity::csr::{self, PublicKey};
-use bulkhead_identity::seam::{Clock, SystemEntropy};
+use bulkhead_identity::seam::{Clock, Entropy as _, SystemEntropy};
 use bulkhead_identity::{Certificate, UnlockKey};
 use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
 use bulkhead_proto::wire::{
-    Change, EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Outcome, Precondition,
-    RejectionCode, RenewRequest, RenewResponse, ReturnRequest, Role as WireRole, Waiting,
+    Change, EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Node, NodeKey, Outcome,
+    Precondition, RejectionCode, RenewRequest, RenewResponse, ReturnRequest, Role as WireRole, Waiting,
 };
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::Replica;
@@ -297,7 +297,13 @@ impl EnrolmentService {
         let presented = KeyId::try_from(request.key_id.as_slice()).map_err(|_| unlisted())?;
         let record = view::node(&state, node).ok_or_else(unlisted)?;
         let listed = record.keys.iter().find(|it| it.key_id == presented.as_bytes());
-        let certificate = listed.and_then(|it| Certificate::from_der(&it.certificate).ok());
+        let reprieved = match listed {
+            Some(_) => None,
+            None => renewal::reprieve(&state, record, &request.certificate, &request.chain, self.now())
+                .filter(|it| it.key_id == presented.as_bytes()),
+        };
+        let held = listed.or(reprieved.as_ref());
+        let certificate = held.and_then(|it| Certificate::from_der(&it.certificate).ok());
         let certificate = certificate.ok_or_else(unlisted)?;
         if !comeback::proves(&certificate, &request.challenge, &request.csr, &request.signature) {
             return Err(refused("the signature is not of the node's committed key"));
@@ -305,15 +311,53 @@ impl EnrolmentService {
         if !renewal::may_return(certificate.subject().role, certificate.not_after_ms(), self.now()) {
             return Err(refused("it was away for too long after its certificate ended"));
         }
+        let actor = format!("return/{node}");
+        if let Some(key) = reprieved {
+            self.list_again(&actor, &state, record, key).await?;
+        }
         // A manager that was to become a standby comes back as what its key proves; its record says the rest.
         let asked = Asked {
             role: view::wire_role(certificate.subject().role),
             ..asked
         };
-        self.reissue(&format!("return/{node}"), node, presented, &asked)
-            .await?;
+        self.reissue(&actor, node, presented, &asked).await?;
         tracing::info!(target: "audit", node = %node, "node came back by its committed key");
         hand_out(&self.0.replica.state(), node, &asked.key)
+    }
+
+    /// Commits a key that this state is too old to know; then it is one of the node's like any other.
+    async fn list_again(
+        &self,
+        actor: &str,
+        state: &State,
+        record: &Node,
+        key: NodeKey,
+    ) -> Result<(), Status> {
+        let mut id = [0; 16];
+        SystemEntropy
+            .fill(&mut id)
+            .map_err(|error| internal("has no random bytes", &error))?;
+        let presented = KeyId::try_from(key.key_id.as_slice()).map_err(|_| no_such("the key has no id"))?;
+        let cluster = view::cluster(state).ok_or_else(|| no_such("there is no cluster here"))?;
+        let (preconditions, changes) =
+            renewal::with_key(record, cluster, presented, key, Role::Worker, self.now());
+        let outcome = self
+            .0
+            .proposer
+            .client(actor, RequestId::from_bytes(id), preconditions, changes)
+            .await
+            .map_err(|error| not_proposed(&error))?;
+        if !applied(&outcome)? {
+            return Err(overtaken());
+        }
+        tracing::warn!(
+            target: "audit",
+            actor,
+            key = %presented,
+            index = outcome.index,
+            "a key that is newer than this state was listed again"
+        );
+        Ok(())
     }
 
     fn refused(&self, refusal: &admission::Refusal, from: Option<IpAddr>) -> Status {

@@ -11,11 +11,11 @@ use bulkhead_proto::wire::enrolment_client::EnrolmentClient;
 use bulkhead_proto::wire::peer_client::PeerClient;
 use bulkhead_proto::wire::raft_client::RaftClient;
 use bulkhead_proto::wire::{
-    AssignedSecret, Assignments, DesiredState, EnrolRequest, GetRootRequest, Image, ImageLayer, ListRequest,
-    LogRequest, Node, Object, RaftMessage, ReadIndexRequest, RenewRequest, ReturnRequest, Role as WireRole,
-    Secret, SecretReference, Service, ServiceSpec, ServiceVersion, SessionHello, StatusBatch, Task,
-    TaskObserved, TaskReport, TaskState, TaskStatus, Transaction, change::Change as Step,
-    object::Object as Any, session_down::Message as Down, session_up::Message as Up,
+    AssignedSecret, Assignments, Change, Cluster, DesiredState, EnrolRequest, GetRootRequest, Image,
+    ImageLayer, ListRequest, LogRequest, Node, Object, RaftMessage, ReadIndexRequest, RenewRequest,
+    ReturnRequest, Role as WireRole, Secret, SecretReference, Service, ServiceSpec, ServiceVersion,
+    SessionHello, StatusBatch, Task, TaskObserved, TaskReport, TaskState, TaskStatus, Transaction,
+    change::Change as Step, object::Object as Any, session_down::Message as Down, session_up::Message as Up,
 };
 use bulkhead_proto::wire::{Kind, SessionDown};
 use bulkhead_proto::{CODE_KEY, Digest, NodeId, Role, TaskId};
@@ -28,6 +28,7 @@ use tonic::Streaming;
 use super::assignments::{Told, needs_blob, plan};
 use super::reports::{ReportError, check};
 use super::*;
+use crate::ca::{Ca, Validity};
 use crate::testing::{Manager, create, key};
 use crate::view;
 
@@ -443,6 +444,60 @@ async fn an_operators_right_ends_when_it_was_given_until() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restore_a_worker_comes_back_with_a_key_that_the_state_is_too_old_for() {
+    let manager = Manager::start().await;
+    let one = manager.admitted(Role::Worker, "one").await;
+    let listed = one.current().certificate.clone();
+    let state = manager.replica.state();
+    let cluster = view::cluster(&state).expect("founded").clone();
+    // What it was given after the backup was made.
+    let (own, public) = key();
+    let validity = Validity {
+        not_before: listed.not_before_ms() + 30_000,
+        not_after: listed.not_after_ms(),
+    };
+    let newer = Ca::new(manager.ring.clone())
+        .issue(&cluster, one.subject().node, Role::Worker, &public, validity)
+        .expect("signed");
+    let credentials = Credentials {
+        key: own,
+        certificate: Certificate::from_der(&newer.certificate).expect("of the profile"),
+        chain: Vec::new(),
+        bundle: manager.bundle.clone(),
+    };
+    let ask = async |credentials: &Credentials| {
+        come_back(credentials, &manager.address, Expect::AnyManager, &SystemEntropy).await
+    };
+    let refused = ask(&credentials).await.expect_err("no restore");
+    assert!(refused_with(&refused, "BH-E0046"), "{refused:?}");
+    let restored = Cluster {
+        return_until: i64::try_from(manager.clock.wall_millis()).expect("this age") + 60_000,
+        ..cluster
+    };
+    let replace = Step::Replace(view::object(Any::Cluster(restored)));
+    manager
+        .commit(vec![Change {
+            change: Some(replace),
+        }])
+        .await;
+    // The certificate alone is public: the key must be proved.
+    let (stranger, _) = key();
+    let forged = Credentials {
+        key: stranger,
+        certificate: credentials.certificate.clone(),
+        chain: Vec::new(),
+        bundle: manager.bundle.clone(),
+    };
+    let refused = ask(&forged).await.expect_err("another key");
+    assert!(refused_with(&refused, "BH-E0046"), "{refused:?}");
+    let back = ask(&credentials).await.expect("it proves a newer key");
+    assert_eq!(back.certificate.subject(), one.subject());
+    let state = manager.replica.state();
+    let record = view::node(&state, one.subject().node).expect("listed");
+    assert!(record.keys.iter().any(|it| it.key_id == newer.key_id));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_committed_key_brings_its_own_node_back() {
     let manager = Manager::start().await;
     let (one, two) = (
@@ -487,6 +542,7 @@ async fn only_a_committed_key_brings_its_own_node_back() {
             challenge,
             signature: vec![7; 70],
             request_id: vec![6; 16],
+            ..Default::default()
         };
         let refused = client.r#return(forged).await.expect_err("no proof");
         assert_eq!(code(&refused), "BH-E0046");

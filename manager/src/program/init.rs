@@ -22,7 +22,7 @@ use crate::ca::genesis::{FirstManager, FirstOperator, Genesis, Wishes, genesis};
 use crate::key_ring::EnvelopeKey;
 
 /// A single manager elects itself within one election timeout.
-const ELECTION: Duration = Duration::from_secs(10);
+pub(super) const ELECTION: Duration = Duration::from_secs(10);
 /// The member id of a cluster's first manager, as apply gives it.
 const FIRST: MemberId = MemberId(1);
 
@@ -102,7 +102,7 @@ pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> a
     if begun.is_err() {
         // Nothing was handed out yet, so nothing is lost; what cannot be removed makes the next try say so.
         let _ = std::fs::remove_file(machine.keys());
-        let _ = std::fs::remove_dir_all(machine.data.join("raft"));
+        let _ = machine.remove_store(1);
     }
     let (member, index) = begun?;
     let operator = genesis.operator.map(|operator| EnrolResponse {
@@ -202,7 +202,9 @@ pub(super) fn new_part(
     })
 }
 
-fn random<const N: usize>(entropy: &dyn Entropy) -> Result<[u8; N], bulkhead_identity::seam::EntropyError> {
+pub(super) fn random<const N: usize>(
+    entropy: &dyn Entropy,
+) -> Result<[u8; N], bulkhead_identity::seam::EntropyError> {
     let mut bytes = [0; N];
     entropy.fill(&mut bytes)?;
     Ok(bytes)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bulkhead_identity::join::{self, Enrolment};
+use bulkhead_identity::recovery::RecoveryKey;
 use bulkhead_identity::store::{KeyFile, StoreError};
 use bulkhead_identity::ticket::Ticket;
 use bulkhead_identity::{ConnectInfo, Peer, UnlockKey, csr};
@@ -13,13 +14,14 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, async_trait};
+use tonic::{Request, Response, Status, Streaming, async_trait};
 use zeroize::Zeroizing;
 
 use super::Program;
 use super::description::describe;
 use super::init::{self, Order};
 use super::stage::Stage;
+use super::{recover, restore};
 use crate::ca::genesis::FirstOperator;
 use crate::refusal::{chain, internal, refuse};
 use crate::view;
@@ -91,6 +93,7 @@ impl local_server::Local for LocalService {
                 status.leader = member.replica.leadership().borrow().leading.is_some();
                 status.name = member.keys(|keys| keys.name.clone());
                 status.certificate_not_after = member.identity.current().certificate.not_after_ms();
+                status.epoch = member.keys(|keys| keys.manager.as_ref().map_or(0, |part| part.epoch));
                 if !status.ready {
                     "it hears no leader with a quorum, or does not vote yet".clone_into(&mut status.detail);
                 }
@@ -184,6 +187,80 @@ impl local_server::Local for LocalService {
         // The answer is under way before the servers end: they end what they began.
         member.left.cancel();
         Ok(Response::new(wire::LeaveResponse { told, name }))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<wire::RestoreRequest>>,
+    ) -> Result<Response<wire::RestoreResponse>, Status> {
+        let actor = actor(&request);
+        let mut messages = request.into_inner();
+        let first = messages.message().await?.and_then(|first| first.message);
+        let Some(wire::restore_request::Message::Order(mut asked)) = first else {
+            return Err(invalid("the order is missing", "use the command of this version"));
+        };
+        let key = Zeroizing::new(std::mem::take(&mut asked.recovery_key));
+        let key = RecoveryKey::from_wire(&key)
+            .map_err(|error| invalid(error.to_string(), "send the private half, 32 bytes"))?;
+        let order = restore_order(asked, actor)?;
+        let entering = self.0.stage.enter().map_err(taken)?;
+        let backup = restore::receive(&mut messages, &key).await?;
+        let restored = restore::restore(&self.0, order, backup)
+            .await
+            .map_err(|error| recover::refused(&error))?;
+        entering.done(Stage::Member(restored.member.clone()));
+        Ok(Response::new(wire::RestoreResponse {
+            operator: Some(restored.operator),
+            node_id: restored.member.node().to_wire(),
+            name: restored.member.keys(|keys| keys.name.clone()),
+            raised: Some(restored.raised),
+        }))
+    }
+
+    async fn recover(
+        &self,
+        request: Request<wire::RecoverRequest>,
+    ) -> Result<Response<wire::RecoverResponse>, Status> {
+        let actor = actor(&request);
+        let member = match self.0.stage.view() {
+            Stage::Member(member) => member,
+            stage @ (Stage::Locked(_) | Stage::Entering { .. }) => return Err(taken(stage)),
+            Stage::Empty { .. } | Stage::Standby(_) => {
+                return Err(refuse(
+                    Code::NotMember,
+                    tonic::Code::FailedPrecondition,
+                    "this program has no state of a cluster",
+                    "recover at a manager that still has its data folder; without one, restore a backup",
+                ));
+            }
+        };
+        let request = request.into_inner();
+        forgettable(&request.forget)?;
+        let order = recover::Order {
+            forget: request.forget,
+            actor,
+        };
+        let raised = recover::preview(&member, &order)?;
+        let answer = wire::RecoverResponse {
+            raised: Some(raised),
+            name: member.keys(|keys| keys.name.clone()),
+            cluster_id: member.identity.subject().cluster.to_wire(),
+        };
+        if !request.dry_run {
+            // Before the answer: whoever asks how far it is must not meet the member that ends.
+            self.0.stage.is(Stage::Entering {
+                detail: "goes on alone".to_owned(),
+            });
+            if member.recover.try_send(order).is_err() {
+                return Err(refuse(
+                    Code::Busy,
+                    tonic::Code::Aborted,
+                    "a recovery is under way",
+                    "`bulkhead health --socket` shows when it is done",
+                ));
+            }
+        }
+        Ok(Response::new(answer))
     }
 
     async fn unlock(
@@ -348,24 +425,9 @@ fn addresses(listen: &str, advertise: &str) -> Result<(String, String), Status> 
 
 fn order(request: wire::InitRequest) -> Result<Order, Status> {
     let (listen, advertise) = addresses(&request.listen, &request.advertise)?;
-    let operator = if request.operator_csr.is_empty() {
-        None
-    } else {
-        let key = csr::public_key(&request.operator_csr).map_err(|error| {
-            refuse(
-                Code::BadCertificateRequest,
-                tonic::Code::InvalidArgument,
-                error.to_string(),
-                "send a PKCS#10 request of a P-256 key, with nothing asked for",
-            )
-        })?;
-        let node = NodeId::try_from(request.operator_id.as_slice())
-            .map_err(|error| invalid(error.to_string(), "send an operator id of 16 bytes"))?;
-        Some(FirstOperator {
-            node,
-            name: request.operator_name,
-            key,
-        })
+    let operator = match request.operator_csr.as_slice() {
+        [] => None,
+        csr => Some(first_operator(csr, &request.operator_id, request.operator_name)?),
     };
     Ok(Order {
         listen,
@@ -375,6 +437,44 @@ fn order(request: wire::InitRequest) -> Result<Order, Status> {
         name: request.name,
         operator,
     })
+}
+
+fn forgettable(forget: &[String]) -> Result<(), Status> {
+    match forget.len() > limits::FORGET_ENTRIES {
+        true => Err(invalid(
+            format!("{} nodes are to be forgotten", forget.len()),
+            "name fewer at once, and remove the others afterwards: `bulkhead node rm`",
+        )),
+        false => Ok(()),
+    }
+}
+
+fn restore_order(asked: wire::RestoreOrder, actor: String) -> Result<restore::Order, Status> {
+    let (listen, advertise) = addresses(&asked.listen, &asked.advertise)?;
+    forgettable(&asked.forget)?;
+    Ok(restore::Order {
+        listen,
+        advertise,
+        name: asked.name,
+        forget: asked.forget,
+        operator: first_operator(&asked.operator_csr, &asked.operator_id, asked.operator_name)?,
+        actor,
+    })
+}
+
+/// An operator that a cluster begins with.
+fn first_operator(csr: &[u8], id: &[u8], name: String) -> Result<FirstOperator, Status> {
+    let key = csr::public_key(csr).map_err(|error| {
+        refuse(
+            Code::BadCertificateRequest,
+            tonic::Code::InvalidArgument,
+            error.to_string(),
+            "send a PKCS#10 request of a P-256 key, with nothing asked for",
+        )
+    })?;
+    let node = NodeId::try_from(id)
+        .map_err(|error| invalid(error.to_string(), "send an operator id of 16 bytes"))?;
+    Ok(FirstOperator { node, name, key })
 }
 
 /// What a join is asked to do.

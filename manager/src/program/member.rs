@@ -1,5 +1,6 @@
 //! A manager that is a member of a cluster: all its parts, put together and running.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,7 @@ use zeroize::Zeroizing;
 use super::binding::Speakers;
 use super::error::ProgramError;
 use super::local::LocalService;
+use super::recover;
 use super::tasks::Tasks;
 use crate::audit::Notes;
 use crate::authz::{AuthzLayer, Listing};
@@ -46,8 +48,8 @@ use crate::registry::{self, Registry};
 /// Handshakes done and waiting to be served, on the local socket.
 const LOCAL_BACKLOG: usize = 64;
 /// A program that ends holds its log for a moment longer: readers of it end after consensus does.
-const UNLOCKED: Duration = Duration::from_secs(3);
-const LOCKED: Duration = Duration::from_millis(50);
+pub(super) const UNLOCKED: Duration = Duration::from_secs(3);
+pub(super) const LOCKED: Duration = Duration::from_millis(50);
 /// Freshness is looked at this often, and waited for at most so long, when this manager has just become one.
 const FRESH_POLL: Duration = Duration::from_millis(10);
 const FRESH_WAIT: Duration = Duration::from_secs(3);
@@ -65,6 +67,20 @@ impl Machine {
         self.data.join("keys")
     }
 
+    /// The folder of log and snapshot. Each epoch has its own, so that the key file alone says which one counts: a
+    /// crash leaves the old epoch or the new one, whole.
+    pub(super) fn store(&self, epoch: u64) -> PathBuf {
+        match epoch {
+            1 => self.data.join("raft"),
+            epoch => self.data.join(format!("raft-{epoch}")),
+        }
+    }
+
+    /// Removes the store of an epoch, if there is one.
+    pub(super) fn remove_store(&self, epoch: u64) -> io::Result<()> {
+        remove(&self.store(epoch))
+    }
+
     /// A join that waits for approval.
     pub(super) fn joining(&self) -> PathBuf {
         self.data.join("joining")
@@ -75,19 +91,17 @@ impl Machine {
         self.data.join("keys.standby")
     }
 
-    /// Removes what only a manager has.
-    pub(super) fn clear(&self) -> std::io::Result<()> {
-        for folder in [self.store(), self.images()] {
-            match std::fs::remove_dir_all(folder) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                Ok(()) | Err(_) => {}
+    /// Removes what only a manager has: every store, whatever its epoch, and the images.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        for entry in std::fs::read_dir(&self.data)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name == "raft" || name.starts_with("raft-") {
+                remove(&entry.path())?;
             }
         }
-        Ok(())
-    }
-
-    fn store(&self) -> PathBuf {
-        self.data.join("raft")
+        remove(&self.images())
     }
 
     fn images(&self) -> PathBuf {
@@ -117,6 +131,14 @@ impl Machine {
     }
 }
 
+/// Removes a folder, if it is there.
+fn remove(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// A running member.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -138,6 +160,8 @@ pub(super) struct Member {
     pub(super) demoted: CancellationToken,
     /// Connections of the local socket, which this member serves along with its own API.
     pub(super) local: mpsc::Sender<LocalConnection>,
+    /// Asks whoever runs this member to end it, and to go on from its store alone.
+    pub(super) recover: mpsc::Sender<recover::Order>,
     keys: Mutex<KeyFile>,
 }
 
@@ -229,6 +253,7 @@ impl Member {
         machine: Machine,
         keys: KeyFile,
         local_service: LocalService,
+        recover: mpsc::Sender<recover::Order>,
         stop: CancellationToken,
     ) -> Result<(Arc<Member>, Tasks), ProgramError> {
         let Some(part) = &keys.manager else {
@@ -242,10 +267,7 @@ impl Member {
             member: part.member.0,
         };
         let dialer = Dialer::new(identity.clone());
-        let data_keys = Arc::new(DataKeys::new(
-            DataKey::new(part.data_key.clone()),
-            part.former_data_key.clone().map(DataKey::new),
-        ));
+        let data_keys = data_keys(part);
         let replica = start_replica(&machine, part, data_keys.clone(), binding, dialer.clone()).await?;
         let listen = part.listen.clone();
         let listener = TcpListener::bind(&listen)
@@ -450,9 +472,28 @@ impl Member {
             left: CancellationToken::new(),
             demoted: CancellationToken::new(),
             local,
+            recover,
             keys: Mutex::new(keys),
         });
         Ok((member, tasks))
+    }
+}
+
+/// The keys that open a manager's store.
+pub(super) fn data_keys(part: &ManagerPart) -> Arc<DataKeys> {
+    Arc::new(DataKeys::new(
+        DataKey::new(part.data_key.clone()),
+        part.former_data_key.clone().map(DataKey::new),
+    ))
+}
+
+/// Under what a manager's store is sealed.
+pub(super) fn sealing(part: &ManagerPart, keys: Arc<DataKeys>) -> Sealing {
+    Sealing {
+        keys,
+        store: part.store,
+        cluster_epoch: part.epoch,
+        member: part.member.0,
     }
 }
 
@@ -463,18 +504,13 @@ async fn start_replica(
     binding: Binding,
     dialer: Dialer,
 ) -> Result<Replica, ProgramError> {
-    let sealing = Sealing {
-        keys,
-        store: part.store,
-        cluster_epoch: part.epoch,
-        member: part.member.0,
-    };
+    let sealing = sealing(part, keys);
     let until = Instant::now() + UNLOCKED;
     loop {
         let parts = Parts {
             member: part.member.0,
             fs: Arc::new(RealFileSystem),
-            folder: machine.store(),
+            folder: machine.store(part.epoch),
             sealing: sealing.clone(),
             entropy: machine.entropy.clone(),
             network: Network::new(dialer.clone(), binding),

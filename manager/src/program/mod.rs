@@ -10,9 +10,12 @@ mod init;
 mod leaving;
 mod local;
 mod member;
+mod offline;
 mod record;
+mod recover;
 mod renewal;
 mod reseal;
+mod restore;
 mod stage;
 mod standby;
 mod tasks;
@@ -217,6 +220,7 @@ enum End {
     Stop,
     Left,
     Demoted,
+    Recover(recover::Order),
     Failure(ProgramError),
 }
 
@@ -234,7 +238,8 @@ impl Program {
     async fn start(self: &Arc<Self>, keys: KeyFile) -> Result<Arc<Member>, ProgramError> {
         let local = LocalService::new(self.clone());
         let stop = self.stop.child_token();
-        let (member, mut tasks) = Member::start(self.machine.clone(), keys, local, stop).await?;
+        let (recover, mut recoveries) = mpsc::channel(1);
+        let (member, mut tasks) = Member::start(self.machine.clone(), keys, local, recover, stop).await?;
         tracing::info!(node.id = %member.node(), raft.member = member.replica.member(), "a member of the cluster");
         let renewing = (member.clone(), tasks.stop());
         tasks.spawn("renewal", async move {
@@ -260,23 +265,32 @@ impl Program {
                 () = program.stop.cancelled() => End::Stop,
                 () = watched.left.cancelled() => End::Left,
                 () = watched.demoted.cancelled() => End::Demoted,
+                Some(order) = recoveries.recv() => End::Recover(order),
                 fatal = watched.replica.stopped() => End::Failure(ProgramError::Stopped(fatal)),
                 name = tasks.ended_early() => End::Failure(ProgramError::Piece(name)),
             };
             let (left, demoted) = (matches!(end, End::Left), matches!(end, End::Demoted));
-            // Whatever was asked to end by the stop may be seen here first.
-            if let End::Failure(error) = end
-                && !program.stop.is_cancelled()
-            {
-                let _ending = program.failed.try_send(error); // a full queue has a reason to end already
+            let mut recovery = None;
+            match end {
+                // Whatever was asked to end by the stop may be seen here first.
+                End::Failure(error) if !program.stop.is_cancelled() => {
+                    let _ending = program.failed.try_send(error); // a full queue has a reason to end already
+                }
+                End::Recover(order) => recovery = Some(order),
+                End::Stop | End::Left | End::Demoted | End::Failure(_) => {}
             }
             if !left && !demoted && watched.replica.leadership().borrow().leading.is_some() {
                 watched.replica.hand_over(None).await;
             }
             tasks.end().await;
             watched.replica.shutdown().await;
+            let lock = watched.keys(|keys| keys.lock.clone());
+            drop(watched); // its store is let go
             if left {
-                program.stage.left(&watched.machine.forget());
+                program.stage.left(&program.machine.forget());
+            }
+            if let Some(order) = recovery {
+                recover::carry_out(&program, order, lock).await;
             }
             if demoted {
                 program.is_standby_now().await;

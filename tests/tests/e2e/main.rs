@@ -14,6 +14,7 @@ mod damage;
 mod documents;
 mod foreign_image;
 mod lock;
+mod loss;
 mod openssl;
 mod operations;
 mod refusals;
