@@ -369,7 +369,7 @@ impl KeyFile {
     /// the clear and this one is locked, the old one's bytes are overwritten, as far as the file system does that in place.
     ///
     /// # Errors
-    /// [`StoreError`]; the old file then stands.
+    /// [`StoreError`]; the old file then stands. That its bytes could not be overwritten is said in the log alone.
     pub fn save(&self, path: &Path) -> Result<(), StoreError> {
         let refused = |source| StoreError::Io {
             path: path.to_owned(),
@@ -381,10 +381,10 @@ impl KeyFile {
             None => None,
         };
         replace(path, &bytes).map_err(refused)?;
-        match former {
-            Some(file) => overwrite(&file).map_err(refused),
-            None => Ok(()),
+        if let Some(Err(error)) = former.as_ref().map(overwrite) {
+            tracing::warn!(%error, "the key file that stood in the clear could not be overwritten");
         }
+        Ok(())
     }
 
     fn encode(&self) -> Result<Zeroizing<Vec<u8>>, EntropyError> {

@@ -133,14 +133,13 @@ pub fn key(cluster: &Cluster, ring: &KeyRing, generation: u32) -> Result<Option<
     Ok(UnlockKey::from_bytes(generation, &opened))
 }
 
-/// Forgets keys that no manager's file needs any more, if there are such.
+/// Forgets keys that no manager's file needs any more, if there are such. A manager seals its file first and says so later,
+/// so its file may need any key from the one that it named on.
 pub fn plan(state: &State) -> Option<(Precondition, Change, &'static str)> {
     let cluster = view::cluster(state)?;
     let lock = cluster.autolock.as_ref()?;
-    let needed = |generation: u32| {
-        (lock.on && [lock.generation, lock.confirmed].contains(&generation))
-            || view::managers(state).any(|node| node.locked_with == generation)
-    };
+    let oldest = view::managers(state).map(|node| node.locked_with).min()?;
+    let needed = |generation: u32| generation >= oldest;
     if lock.keys.iter().all(|key| needed(key.generation)) {
         return None;
     }
@@ -270,18 +269,19 @@ mod tests {
             Some(keys.iter().map(|key| key.generation).collect::<Vec<_>>())
         };
         assert_eq!(kept(&cluster, &[1, 2, 3]), None);
-        assert_eq!(kept(&cluster, &[1, 3, 3]), Some(vec![1, 3]));
         assert_eq!(
-            kept(&cluster, &[0, 3, 3]),
-            Some(vec![3]),
-            "one that joined just now"
+            kept(&cluster, &[1, 3, 3]),
+            None,
+            "it may have sealed with 2 before it could say so"
         );
+        assert_eq!(kept(&cluster, &[2, 3, 3]), Some(vec![2, 3]));
+        assert_eq!(kept(&cluster, &[0, 3, 3]), None, "one that joined just now");
+        assert_eq!(kept(&cluster, &[3, 3, 3]), Some(vec![3]));
         let mut seen_by_none = cluster.clone();
         seen_by_none.autolock = Some(renewed(&cluster, &ring(), &SystemEntropy).expect("renewed"));
         assert_eq!(kept(&seen_by_none, &[3, 3, 3]), Some(vec![3, 4]));
         cluster.autolock = off(&cluster);
-        assert_eq!(kept(&cluster, &[3, 0, 0]), Some(vec![3]));
-        assert_eq!(kept(&cluster, &[0, 0, 0]), Some(vec![]));
+        assert_eq!(kept(&cluster, &[3, 0, 0]), None, "for who is down");
     }
 
     #[test]

@@ -69,15 +69,10 @@ pub fn begin(
     })
 }
 
-/// The cluster with this rotation. Where it leads back to the former root, that one is not a former root any more.
+/// The cluster with this rotation. What is kept of the former root stays: who knows only that one still finds back, also
+/// when the rotation is taken back.
 pub fn begun(cluster: &Cluster, rotation: Rotation) -> Cluster {
-    let is_back = |former: &FormerRoot| {
-        let id = trust::key_id(&rotation.root);
-        trust::key_id(&former.root).is_ok_and(|it| id.is_ok_and(|id| id == it))
-    };
-    let former = cluster.former.clone().filter(|former| !is_back(former));
     Cluster {
-        former,
         rotation: Some(rotation),
         ..cluster.clone()
     }

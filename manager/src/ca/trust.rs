@@ -35,10 +35,15 @@ pub fn chain(cluster: &Cluster) -> Vec<Vec<u8>> {
     (!cross.is_empty()).then(|| cross.clone()).into_iter().collect()
 }
 
-/// The root that was rotated away lately, by which managers still meet each other.
+/// The root that was rotated away lately, by which managers still meet each other. One that a rotation leads back to is no
+/// former root meanwhile: it is among those that are trusted.
 pub fn former(cluster: &Cluster) -> Option<&[u8]> {
     let former = cluster.former.as_ref()?;
-    (!former.cross.is_empty()).then_some(former.root.as_slice())
+    let id = |root: &[u8]| key_id(root).ok();
+    let is_next =
+        |rotation: &Rotation| id(&rotation.root).is_some() && id(&rotation.root) == id(&former.root);
+    let is_back = cluster.rotation.as_ref().is_some_and(is_next);
+    (!former.cross.is_empty() && !is_back).then_some(former.root.as_slice())
 }
 
 /// What a manager is told by the cluster object.

@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use super::member::Member;
-use super::record;
-use crate::view;
+use super::{record, trust};
+use crate::{lock, view};
 
 /// How often it looks, and tries again.
 const LOOK: Duration = Duration::from_secs(1);
@@ -28,6 +28,8 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
             _ = ticks.tick() => {}
         }
         let Some(asked) = asked(member) else { continue };
+        // A key that was taken before may have lain under an older unlock key: it is finished, and another one is taken.
+        let resumed = member.has_former_data_key();
         let done = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -35,6 +37,7 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
             done = timeout(TRY, once(member)) => done,
         };
         match done {
+            Ok(Ok(())) if resumed => {}
             Ok(Ok(())) => {
                 tracing::info!(target: "audit", asked, "the store is sealed anew; nothing older is left");
                 let resealed = |node: &Node| Node {
@@ -58,7 +61,12 @@ fn asked(member: &Member) -> Option<u32> {
         return None;
     }
     let state = member.replica.state();
-    let asked = view::cluster(&state)?.reseal;
+    let cluster = view::cluster(&state)?;
+    // First the lock: a new data key is never written under the unlock key of before, or in the clear.
+    if trust::locked_with(member) != lock::generation(cluster) {
+        return None;
+    }
+    let asked = cluster.reseal;
     let done = view::node(&state, member.node())?.resealed;
     (done < asked || member.has_former_data_key()).then_some(asked)
 }

@@ -101,7 +101,7 @@ async fn relock(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// The unlock key that this manager's key file is sealed with; 0: none.
-fn locked_with(member: &Member) -> u32 {
+pub(super) fn locked_with(member: &Member) -> u32 {
     member.keys(|keys| keys.lock.as_ref().map_or(0, UnlockKey::generation))
 }
 

@@ -39,6 +39,10 @@ pub(super) fn segment_of(name: &str) -> Option<u64> {
     (segment_name(sequence) == name).then_some(sequence)
 }
 
+fn spare_of(name: &str) -> Option<u64> {
+    u64::from_str_radix(name.strip_prefix(SPARE)?, 16).ok()
+}
+
 /// A new file of zeros, durable but for its name.
 pub(super) fn preallocate(fs: &dyn FileSystem, path: &Path, bytes: u64) -> io::Result<Box<dyn File>> {
     let file = fs.open(path, OpenMode::CreateNew)?;
@@ -260,6 +264,25 @@ impl Spares {
             self.fs.unlink(&self.folder.join(spare))?;
         }
         self.fs.sync_directory(&self.folder)
+    }
+
+    /// Removes every segment and spare that is older than a frame, in use or not; whether there was one. Nothing that is in
+    /// use may be that old.
+    pub(super) fn remove_older(&self, first: u64) -> io::Result<bool> {
+        let is_older = |name: &String| segment_of(name).or(spare_of(name)).is_some_and(|it| it < first);
+        let older: Vec<String> = self.fs.list(&self.folder)?.into_iter().filter(is_older).collect();
+        self.ready().retain(|name| !older.contains(name));
+        for name in &older {
+            match self.fs.unlink(&self.folder.join(name)) {
+                // It went, or became a spare, beside this: the next look finds it.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if !older.is_empty() {
+            self.fs.sync_directory(&self.folder)?;
+        }
+        Ok(!older.is_empty())
     }
 
     /// Seals the store's header anew.

@@ -218,6 +218,15 @@ impl LogStore {
         Ok(self.shared().oldest())
     }
 
+    /// Removes every file of the log that is older than this segment, those that wait for their next use too; whether there
+    /// was one. Call it once [`LogStore::oldest`] is no older. Blocks.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn remove_older(&self, first: u64) -> io::Result<bool> {
+        self.shared().remove_older(first)
+    }
+
     fn shared(&self) -> &Shared {
         &self.guard.shared
     }

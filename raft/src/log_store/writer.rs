@@ -322,6 +322,12 @@ impl Shared {
         lock(&self.disk).oldest()
     }
 
+    /// Removes what is older than a segment in use, spares too; whether there was something.
+    pub(super) fn remove_older(&self, first: u64) -> io::Result<bool> {
+        let spares = lock(&self.disk).spares.clone();
+        spares.remove_older(first)
+    }
+
     /// Waits until the writer has caught up enough.
     pub(super) async fn room(&self) {
         loop {

@@ -59,7 +59,11 @@ impl Replica {
             } else if purged < last {
                 self.0.raft.trigger().purge_log(last).await?;
             } else if self.store()?.oldest().await? >= first {
-                return Ok(());
+                // What is out of use waits as a spare, with its old content.
+                let store = self.store()?;
+                if !keeper.blocking().run(move || store.remove_older(first)).await? {
+                    return Ok(());
+                }
             }
             sleep(AGAIN).await;
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     AuditAction, AuditNote, Change, Event, JudgeWaiting, KeyRingEpoch, Kind, Meta, Node, Object, Outcome,
-    Precondition, Rejection, RejectionCode as Code, Role, Sealed, Task, TaskObserved, TaskState, Ticket,
-    TicketUse, Tombstone, Transaction, change::Change as Step, event, object::Object as Any,
+    Precondition, Rejection, RejectionCode as Code, Role, Sealed, Secret, Task, TaskObserved, TaskState,
+    Ticket, TicketUse, Tombstone, Transaction, change::Change as Step, event, object::Object as Any,
     precondition::Precondition as Condition,
 };
 use prost::Message as _;
@@ -634,14 +634,24 @@ impl Run<'_> {
         if let Some(Any::Node(node)) = &new.object {
             self.check_keys(key, node)?;
         }
-        let old = self.state.get(key).and_then(|old| object::meta(old));
+        let before = self.state.get(key);
+        let old = before.and_then(|old| object::meta(old));
+        // Whoever made a secret still finds its own request after a new epoch sealed it anew.
+        let kept = before
+            .filter(|before| only_sealed_anew(before, &new))
+            .and(old)
+            .map(|meta| (meta.last_request.clone(), meta.last_actor.clone()));
+        let (last_request, last_actor) = kept.unwrap_or_else(|| {
+            let transaction = self.transaction;
+            (transaction.request_id.clone(), transaction.actor.clone())
+        });
         let meta = Meta {
             version: self.index,
             created_index: old.map_or(self.index, |meta| meta.created_index),
             created_at: old.map_or(self.transaction.at, |meta| meta.created_at),
             updated_at: self.transaction.at,
-            last_request: self.transaction.request_id.clone(),
-            last_actor: self.transaction.actor.clone(),
+            last_request,
+            last_actor,
         };
         object::set_meta(&mut new, meta);
         self.event(event::Change::Put(new.clone()));
@@ -681,6 +691,20 @@ fn sealed_under(object: &Object, known: impl Fn(u32) -> bool) -> bool {
         }
         _ => true,
     }
+}
+
+/// Whether a secret differs in the epoch that seals it, and in nothing that anybody asked for.
+fn only_sealed_anew(before: &Object, after: &Object) -> bool {
+    let (Some(Any::Secret(before)), Some(Any::Secret(after))) = (&before.object, &after.object) else {
+        return false;
+    };
+    let epoch = |secret: &Secret| secret.value.as_ref().map_or(0, |sealed| sealed.epoch);
+    let rest = |secret: &Secret| Secret {
+        meta: None,
+        value: None,
+        ..secret.clone()
+    };
+    epoch(after) > epoch(before) && rest(before) == rest(after)
 }
 
 fn ticket_object(ticket: Ticket) -> Object {

@@ -637,3 +637,42 @@ fn a_role_changes_only_where_an_operator_wants_it() {
     assert_eq!(change(&mut state, of(Role::Manager, NONE)), None);
     assert!(member(&state) > first);
 }
+
+#[test]
+fn a_secret_that_is_sealed_anew_is_still_the_one_that_its_maker_asked_for() {
+    let secret = |epoch, size| {
+        object(Any::Secret(Secret {
+            id: vec![1; 16],
+            name: "db".into(),
+            value: Some(Sealed {
+                epoch,
+                ..Default::default()
+            }),
+            size,
+            ..Default::default()
+        }))
+    };
+    let request = |state: &mut State, id: u8, step: Step| {
+        let transaction = Transaction {
+            level: 1,
+            request_id: vec![id; 16],
+            changes: vec![Change { change: Some(step) }],
+            ..Default::default()
+        };
+        let index = state.index() + 1;
+        let applied = state.apply(index, 5, &transaction.encode_to_vec());
+        applied
+            .expect("a known level")
+            .outcome
+            .rejection
+            .map(|it| it.code())
+    };
+    let mut state = State::default();
+    assert_eq!(request(&mut state, 1, Step::Create(secret(1, 5))), None);
+    assert_eq!(request(&mut state, 2, Step::Replace(secret(2, 5))), None);
+    let again = request(&mut state, 1, Step::Create(secret(1, 5)));
+    assert_eq!(again, None, "the answer was lost, and the retry finds itself");
+    assert_eq!(request(&mut state, 3, Step::Replace(secret(3, 6))), None);
+    let other = request(&mut state, 1, Step::Create(secret(1, 5)));
+    assert_eq!(other, Some(RejectionCode::Exists), "that was a change");
+}

@@ -187,6 +187,7 @@ impl Run {
             }
             Step::Forget => match block_on(store.oldest()) {
                 Ok(oldest) if oldest >= self.keys.anew => {
+                    while let Ok(true) = store.remove_older(self.keys.anew) {}
                     self.keys.former = None;
                     self.keys.live.forget_former();
                     Some(Ok(()))
