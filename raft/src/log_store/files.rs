@@ -229,16 +229,25 @@ impl Spares {
     /// A segment under its name, durably named: a spare where there is one, else a new one.
     pub(super) fn take(&self, sequence: u64) -> io::Result<Box<dyn File>> {
         let path = self.folder.join(segment_name(sequence));
-        let spare = self.ready().pop_front();
-        let file = match spare {
-            Some(spare) => {
-                self.fs.rename(&self.folder.join(spare), &path)?;
-                self.fs.open(&path, OpenMode::Write)?
-            }
-            None => preallocate(&*self.fs, &path, self.segment_bytes)?,
+        let file = match self.take_spare(&path)? {
+            true => self.fs.open(&path, OpenMode::Write)?,
+            false => preallocate(&*self.fs, &path, self.segment_bytes)?,
         };
         self.fs.sync_directory(&self.folder)?;
         Ok(file)
+    }
+
+    /// Gives a spare this name; false where there is none. One that was removed for its age, beside this, is none.
+    fn take_spare(&self, path: &Path) -> io::Result<bool> {
+        loop {
+            let Some(spare) = self.ready().pop_front() else {
+                return Ok(false);
+            };
+            match self.fs.rename(&self.folder.join(spare), path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                renamed => return renamed.map(|()| true),
+            }
+        }
     }
 
     /// Makes a spare if there is none.
@@ -261,7 +270,7 @@ impl Spares {
     pub(super) fn discard(&self) -> io::Result<()> {
         let ready = std::mem::take(&mut *self.ready());
         for spare in ready {
-            self.fs.unlink(&self.folder.join(spare))?;
+            self.unlink(&spare)?;
         }
         self.fs.sync_directory(&self.folder)
     }
@@ -273,16 +282,19 @@ impl Spares {
         let older: Vec<String> = self.fs.list(&self.folder)?.into_iter().filter(is_older).collect();
         self.ready().retain(|name| !older.contains(name));
         for name in &older {
-            match self.fs.unlink(&self.folder.join(name)) {
-                // It went, or became a spare, beside this: the next look finds it.
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            self.unlink(name)?; // one that became a spare beside this is found by the next look
         }
         if !older.is_empty() {
             self.fs.sync_directory(&self.folder)?;
         }
         Ok(!older.is_empty())
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        match self.fs.unlink(&self.folder.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Seals the store's header anew.
@@ -295,13 +307,18 @@ impl Spares {
         let mut spare = None;
         for sequence in segments {
             let path = self.folder.join(segment_name(*sequence));
-            let whole = self.fs.open(&path, OpenMode::Read)?.len()? == self.segment_bytes;
+            let whole = match self.fs.open(&path, OpenMode::Read) {
+                Ok(file) => file.len()? == self.segment_bytes,
+                // Removed for its age, beside this.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
             if whole && spare.is_none() && self.is_empty() {
                 let name = format!("{SPARE}{sequence:016x}");
                 self.fs.rename(&path, &self.folder.join(&name))?;
                 spare = Some(name);
             } else {
-                self.fs.unlink(&path)?;
+                self.unlink(&segment_name(*sequence))?;
             }
         }
         self.fs.sync_directory(&self.folder)?;

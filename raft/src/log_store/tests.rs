@@ -181,3 +181,22 @@ async fn a_folder_of_somebody_else_is_refused() {
     assert!(matches!(refused, OpenError::Key { .. }), "{refused}");
     open(&fs);
 }
+
+#[tokio::test]
+async fn a_spare_that_is_gone_is_no_failure() {
+    let fs = SimFileSystem::new();
+    fs.create_directory(&folder()).expect("a folder");
+    let mut store = open(&fs);
+    let mut removed = 0;
+    for index in 1..30 {
+        append(&mut store, vec![entry(1, index, 4_000)])
+            .await
+            .expect("a spare is no part of the log");
+        for name in names(&fs).iter().filter(|name| name.starts_with("spare-")) {
+            fs.unlink(&folder().join(name)).expect("it is there");
+            removed += 1;
+        }
+    }
+    assert!(removed > 2, "{removed} spares");
+    assert_eq!(all(&mut store).await.len(), 29);
+}

@@ -176,8 +176,11 @@ fn a_manager_leaves_and_joins_again(lab: &Lab) {
         .expect("a follower");
     let socket = lab.socket(&node);
     let address = text(&lab.json(&format!("node inspect {node}"))[0], "address");
-    let ticket = lab.folder().join("manager.ticket");
-    fs::write(&ticket, lab.ok("cluster ticket create --role manager")).expect("a file");
+    let root = |lab: &Lab| {
+        let status = lab.json("cluster ca status");
+        (status["phase"].clone(), text(&status, "issuer"))
+    };
+    let (_, before) = root(lab);
     lab.run(&format!("cluster leave -y --socket {}", socket.display()))
         .says(&format!("{node} has left the cluster"));
     assert!(!lab.ok("node ls").contains(&node), "the cluster lists it no more");
@@ -185,6 +188,16 @@ fn a_manager_leaves_and_joins_again(lab: &Lab) {
         let kept = ["keys", "raft", "images"].map(|name| lab.data(&node).join(name).exists());
         (kept == [false; 3]).then_some(()).ok_or(format!("{kept:?}"))
     });
+    eventually("what it could open is sealed anew, and the root rolls", || {
+        let (phase, issuer) = root(lab);
+        let renewed = phase.is_null() && issuer != before;
+        let status = lab.ok("cluster status");
+        (renewed && status.contains("epoch 2, opened by 2 of 2 managers"))
+            .then_some(())
+            .ok_or(format!("{phase} {issuer}\n{status}"))
+    });
+    let ticket = lab.folder().join("manager.ticket");
+    fs::write(&ticket, lab.ok("cluster ticket create --role manager")).expect("a file");
     let leader = text(&lab.json(&format!("node inspect {leader}"))[0], "address");
     let join = format!(
         "cluster join --socket {} --ticket-file {} --listen {address} --advertise {address} --name {node} {leader}",
