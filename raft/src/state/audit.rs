@@ -70,9 +70,10 @@ impl AuditLog {
     /// Whether the node's access to the secret was recorded so short a time before `at` that it is not said again.
     pub(super) fn knows_access(&self, secret: Key, node: Key, at: i64) -> bool {
         let quiet = i64::try_from(limits::AUDIT_ACCESS.as_millis()).unwrap_or(i64::MAX);
+        // One that was recorded later than now says nothing: a clock that ran ahead once must not hide what comes after.
         self.accesses
             .get(&(secret, node))
-            .is_some_and(|(recorded, _)| at.saturating_sub(*recorded) < quiet)
+            .is_some_and(|(recorded, _)| (0..quiet).contains(&at.saturating_sub(*recorded)))
     }
 
     /// Writes a record down.
