@@ -62,6 +62,9 @@ pub const AUDIT_TEXT_CHARS: usize = 255;
 /// A node that tasks with a secret are placed on again and again makes one record of it in this time: doubling it halves
 /// what a service that fails for ever writes into the log, and hides as much.
 pub const AUDIT_ACCESS: Duration = Duration::from_secs(3_600);
+/// Accesses of one transaction that are named one by one in the audit log, and secrets that are named with a number of
+/// nodes beyond that: doubling it lets half as many large placements push everything else out of the log.
+pub const AUDIT_ACCESSES: usize = 256;
 
 /// Validity of a node's certificate.
 pub const NODE_CERTIFICATE_VALIDITY: Duration = Duration::from_secs(90 * 86_400);

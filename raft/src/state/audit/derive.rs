@@ -29,11 +29,14 @@ pub(in super::super) fn records(
         folded: Folded::of(before, after, changed),
         records: Vec::new(),
         sealed_anew: BTreeMap::new(),
+        accesses: BTreeSet::new(),
+        further: BTreeMap::new(),
     };
     for key in changed {
         derived.object(*key);
     }
     derived.resealed();
+    derived.accessed_further();
     for change in &transaction.changes {
         if let Some(Step::Note(note)) = &change.change {
             derived.note(note);
@@ -83,6 +86,10 @@ struct Derived<'a> {
     records: Vec<AuditRecord>,
     /// Secrets by the epoch that they were sealed under anew.
     sealed_anew: BTreeMap<u32, u64>,
+    /// Each secret with each node that may be sent it now.
+    accesses: BTreeSet<(Key, Key)>,
+    /// Secrets by how many more nodes may be sent them than are named one by one.
+    further: BTreeMap<Key, u64>,
 }
 
 impl Derived<'_> {
@@ -380,12 +387,13 @@ impl Derived<'_> {
             let Some(secret) = key_of(Kind::Secret, &secret.secret_id) else {
                 continue;
             };
-            let said = self.records.iter().any(|it| {
-                it.action() == Action::Access
-                    && it.object == Some(secret.to_wire())
-                    && it.related == Some(node.to_wire())
-            });
-            if said || self.after.audit.knows_access(secret, node, self.transaction.at) {
+            if self.after.audit.knows_access(secret, node, self.transaction.at)
+                || !self.accesses.insert((secret, node))
+            {
+                continue;
+            }
+            if self.accesses.len() > limits::AUDIT_ACCESSES {
+                *self.further.entry(secret).or_default() += 1;
                 continue;
             }
             self.add(AuditRecord {
@@ -395,6 +403,31 @@ impl Derived<'_> {
                 ..self.about(Action::Access, secret, self.name(secret))
             });
         }
+    }
+
+    /// Accesses beyond those that are named: by secret with the number of nodes, and beyond that in one record, so that one
+    /// transaction does not push everything else out of the log.
+    fn accessed_further(&mut self) {
+        let mut further = std::mem::take(&mut self.further).into_iter();
+        for (secret, count) in further.by_ref().take(limits::AUDIT_ACCESSES) {
+            self.add(AuditRecord {
+                count,
+                detail: "further nodes, too many at once to name".into(),
+                ..self.about(Action::Access, secret, self.name(secret))
+            });
+        }
+        let cluster = self.after.list(Kind::Cluster).next();
+        let (Some(key), count @ 1..) = (
+            cluster.and_then(|it| object::key(it)),
+            further.map(|(_, count)| count).sum::<u64>(),
+        ) else {
+            return;
+        };
+        self.add(AuditRecord {
+            count,
+            detail: "further secrets and nodes, too many at once to name".into(),
+            ..self.about(Action::Access, key, "")
+        });
     }
 
     fn note(&mut self, note: &AuditNote) {

@@ -638,6 +638,74 @@ fn an_access_is_said_again_only_after_a_while() {
     );
 }
 
+/// One task on each of so many nodes, with so many secrets. Gives each record's name, node and count.
+fn placed_at_once(state: &mut State, nodes: u16, secrets: u16) -> Vec<(String, String, u64)> {
+    let wide = |n: u16| {
+        let mut id = id(200);
+        id[14..].copy_from_slice(&n.to_be_bytes());
+        id
+    };
+    let references = (0..secrets).map(|n| SecretReference {
+        secret_id: wide(n),
+        name: String::new(),
+    });
+    let mut service = a_service(&[]);
+    service.versions[0].spec.as_mut().expect("has one").secrets = references.collect();
+    let mut steps: Vec<Step> = (0..secrets)
+        .map(|n| {
+            create(Any::Secret(Secret {
+                id: wide(n),
+                name: format!("s{n}"),
+                ..a_secret(0)
+            }))
+        })
+        .collect();
+    steps.extend((0..nodes).map(|n| {
+        create(Any::Node(Node {
+            id: wide(n),
+            name: format!("n{n}"),
+            ..Default::default()
+        }))
+    }));
+    must(state, steps);
+    must(state, vec![replace(Any::Service(service))]);
+    let place = |task: u16, node: u16| {
+        create(Any::Task(Task {
+            id: wide(task),
+            node_id: wide(node),
+            ..a_task(0, None)
+        }))
+    };
+    let before = state.audit().head().sequence;
+    must(state, (0..nodes).map(|n| place(n, n)).collect());
+    let of = |it: &AuditRecord| (it.name.clone(), it.related_name.clone(), it.count);
+    state.audit().since(before).map(|it| of(it)).collect()
+}
+
+#[test]
+fn many_accesses_at_once_do_not_flush_the_log_and_each_is_counted() {
+    let check = |nodes: u16, secrets: u16, named: usize, by_secret: usize, rest: usize| {
+        let records = placed_at_once(&mut given(), nodes, secrets);
+        let count = |secret: bool, node: bool| {
+            let alike = |it: &&(String, String, u64)| it.0.is_empty() != secret && it.1.is_empty() != node;
+            records.iter().filter(alike).count()
+        };
+        assert_eq!(
+            (count(true, true), count(true, false), count(false, false)),
+            (named, by_secret, rest),
+            "{nodes} nodes, {secrets} secrets"
+        );
+        let counted: u64 = records.iter().map(|it| it.2).sum();
+        assert_eq!(counted, u64::from(nodes) * u64::from(secrets));
+        assert_eq!(records.len(), named + by_secret + rest);
+    };
+    check(16, 16, 256, 0, 0);
+    check(20, 20, 256, 20, 0);
+    check(257, 1, 256, 1, 0);
+    check(256, 64, 256, 64, 0);
+    check(2, 300, 256, 256, 1);
+}
+
 fn followed(state: &State) -> Head {
     let mut head = state.audit().anchor();
     for record in state.audit().records() {
