@@ -2,6 +2,10 @@
 //!
 //! A field of a node or of the cluster that is not named here as ordinary makes a record when it changes: what somebody
 //! adds to those objects is audited until somebody decides that it need not be.
+//!
+//! Every word here, the order of the records and each limit (`limits::AUDIT_*`) is replicated behaviour: a manager that
+//! writes another record of the same transaction has another log from there on, and is taken for one that was tampered
+//! with. So they change only with the command level, and never for transactions of a level that was released.
 
 use std::collections::{BTreeMap, BTreeSet};
 

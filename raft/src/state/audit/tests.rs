@@ -706,6 +706,102 @@ fn many_accesses_at_once_do_not_flush_the_log_and_each_is_counted() {
     check(2, 300, 256, 256, 1);
 }
 
+/// All managers must write the same, whatever version they run: a test that fails here means another command level.
+#[test]
+fn the_records_of_these_transactions_stay_what_they_are() {
+    let mut state = given();
+    let worker = |edit: fn(&mut Node)| {
+        let mut node = a_node(WORKER, Role::Worker);
+        edit(&mut node);
+        vec![replace(Any::Node(node))]
+    };
+    let cluster = |edit: fn(&mut Cluster)| {
+        let mut cluster = a_cluster();
+        edit(&mut cluster);
+        vec![replace(Any::Cluster(cluster))]
+    };
+    let rotation = |phase: RotationPhase| {
+        Some(Rotation {
+            phase: phase.into(),
+            root: b"new".to_vec(),
+            cross: b"x".to_vec(),
+            ..Default::default()
+        })
+    };
+    let joiner = Node {
+        ticket_id: id(TICKET),
+        ..a_node(3, Role::Worker)
+    };
+    let ticket_use = Step::UseTicket(TicketUse {
+        ticket_id: id(TICKET),
+        waiting: None,
+    });
+    let resealed = Secret {
+        value: Some(Sealed {
+            epoch: 2,
+            nonce: vec![1],
+            ciphertext: vec![2],
+        }),
+        ..a_secret(SECRET)
+    };
+    let rotating = |phase| {
+        vec![replace(Any::Cluster(Cluster {
+            rotation: rotation(phase),
+            ..a_cluster()
+        }))]
+    };
+    let transactions = [
+        vec![ticket_use.clone(), create(Any::Node(joiner))],
+        vec![ticket_use],
+        vec![create(Any::Node(a_node(4, Role::Operator)))],
+        worker(|it| it.keys.push(key(40))),
+        worker(|it| it.wanted_role = Role::Manager.into()),
+        worker(|it| {
+            it.labels = vec![Label {
+                key: "zone".into(),
+                value: "eu".into(),
+            }];
+        }),
+        worker(|it| it.opened_epoch = 1),
+        cluster(|it| it.desired_voters = vec![1, 7]),
+        cluster(|it| it.settings = Some(ClusterSettings::default())),
+        cluster(|it| {
+            it.autolock = Some(Autolock {
+                on: true,
+                generation: 2,
+                ..Default::default()
+            });
+        }),
+        cluster(|it| {
+            it.key_ring = vec![KeyRingEpoch {
+                epoch: 2,
+                ..Default::default()
+            }];
+        }),
+        rotating(RotationPhase::Bundle),
+        rotating(RotationPhase::Issue),
+        cluster(|it| it.root_certificate = b"new".to_vec()),
+        vec![replace(Any::Secret(resealed))],
+        vec![
+            create(Any::Task(a_task(80, Some(WORKER)))),
+            create(Any::Task(a_task(81, Some(3)))),
+        ],
+        vec![note(Action::Refuse, 3)],
+        worker(|it| it.quarantined_at = 1_000),
+        vec![tombstone(2, WORKER)],
+        vec![delete(Kind::Ticket, TICKET)],
+        vec![delete(Kind::Node, 4)],
+    ];
+    for steps in transactions {
+        must(&mut state, steps);
+    }
+    placed_at_once(&mut state, 2, 300);
+    assert_eq!(
+        state.audit().head().to_string(),
+        "1146:99ed6c56c37cd3c65753dcdfdc29abda4bd949bc503af582dd4f3e7d4f0c29b2"
+    );
+}
+
 fn followed(state: &State) -> Head {
     let mut head = state.audit().anchor();
     for record in state.audit().records() {
