@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -108,7 +109,9 @@ impl Peer for PeerService {
         // Apply judges by this time what is expired: one of a wrong clock never reaches it.
         let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
         let clocks = self.0.fresh.clocks();
-        let ahead_ms = clocks.ahead_of_median_ms(at.saturating_sub(now), self.0.clock.monotonic());
+        let ahead_ms = clocks
+            .ahead_of_median_ms(at.saturating_sub(now), self.0.clock.monotonic())
+            .ok_or_else(clocks_unknown)?;
         if is_off(ahead_ms) {
             tracing::warn!(target: "audit", actor = caller.actor, ahead_ms, "forwarded transaction refused: its time is wrong");
             return Err(refuse(
@@ -152,14 +155,15 @@ impl Peer for PeerService {
         })?;
         let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
         let ahead = request.into_inner().now.saturating_sub(now);
+        let all = managers(&self.0.replica.state());
         let Judgement {
-            asker_ahead_ms: ahead_ms,
+            asker_ahead_ms,
             hand_over,
         } = self
             .0
             .fresh
             .clocks()
-            .manager(subject.node, ahead, self.0.clock.monotonic());
+            .manager(subject.node, ahead, all, self.0.clock.monotonic());
         if let Some(median) = hand_over {
             tracing::error!(
                 ahead_ms = median,
@@ -167,6 +171,7 @@ impl Peer for PeerService {
             );
             self.0.replica.hand_over(None).await;
         }
+        let ahead_ms = asker_ahead_ms.ok_or_else(clocks_unknown)?;
         Ok(Response::new(ReadIndexResponse {
             index,
             now,
@@ -297,6 +302,24 @@ impl Peer for PeerService {
             .ok_or_else(none)?;
         Ok(Response::new(Box::pin(parts.map(Ok))))
     }
+}
+
+/// Every manager whose clock counts.
+fn managers(state: &State) -> BTreeSet<NodeId> {
+    view::managers(state)
+        .filter(|node| node.quarantined_at == 0)
+        .filter_map(|node| NodeId::try_from(node.id.as_slice()).ok())
+        .collect()
+}
+
+/// A leader that was just elected cannot tell yet whose clock is right.
+fn clocks_unknown() -> Status {
+    refuse(
+        Code::NoQuorum,
+        tonic::Code::Unavailable,
+        "the clocks of too few managers are known yet to say whether this one is right",
+        "it is tried again by itself",
+    )
 }
 
 /// Only what a client asked for is forwarded: a controller's plan belongs to its own term and leader. Gives its time.
