@@ -2,7 +2,8 @@
 //! a moment, and committed beside everything else; who is refused does not wait for it.
 //!
 //! Strangers cause these records, so they must not be able to push the others out of the log: alike ones are counted in
-//! one, and there is a budget. What is over it is counted until there is budget again.
+//! one, and there is a budget. What is over it is counted until there is budget again. Strangers and known callers have
+//! tables and budgets of their own: a flood from outside must not hide what a node inside was refused.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,11 +24,15 @@ use crate::proposer::{ProposeError, Proposer};
 const GATHER: Duration = Duration::from_secs(2);
 /// After a record of one kind the next ones are counted for so long: a node that was cut off asks again each second.
 const QUIET: Duration = Duration::from_secs(600);
-/// Kinds of refusals that are gathered apart. More are counted together.
+/// Kinds of refusals of strangers, and of known callers, that are gathered apart. More are counted together.
 const KINDS: usize = 64;
-/// Records of refusals that one manager writes at once, and then one each so often: at most 288 a day, so that three
-/// managers under attack take more than a week to fill the log.
+/// Records of strangers, and of known callers, that one manager writes at once, and then one each so often: at most 288 a
+/// day, so that strangers that attack three managers take more than a week to fill the log.
 const BUDGET: (u32, Duration) = (32, Duration::from_secs(300));
+/// Who is named where nobody proved who it is.
+const STRANGER: &str = "anonymous";
+/// Who is named for several known callers.
+const SEVERAL: &str = "several";
 /// Between attempts to commit what is not known to be committed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -50,23 +55,58 @@ struct Kind {
     due: Duration,
 }
 
-/// What was refused and is not in the log yet.
+/// What was noted and is not in the log yet.
 #[derive(Debug)]
 struct Gathered {
-    /// Who waits longest comes first.
-    kinds: VecDeque<Kind>,
-    /// Of further kinds: how many, and from when on they may be written.
-    others: u64,
-    others_due: Duration,
-    budget: Limiter<()>,
+    strangers: Table,
+    known: Table,
 }
 
 impl Gathered {
     fn new() -> Self {
         Self {
+            strangers: Table::new(STRANGER),
+            known: Table::new(SEVERAL),
+        }
+    }
+
+    fn add(&mut self, noted: Noted) {
+        match (noted.action, noted.actor.as_str()) {
+            // Once in the life of a program: it neither waits for others nor is only counted with them.
+            (AuditAction::Unlock, _) => self.known.add_first(noted),
+            (_, STRANGER) => self.strangers.add(noted),
+            (_, _) => self.known.add(noted),
+        }
+    }
+
+    /// What is due and within the budgets.
+    fn take(&mut self, now: Duration) -> Vec<AuditNote> {
+        let mut notes = self.known.take(now);
+        notes.append(&mut self.strangers.take(now));
+        notes
+    }
+}
+
+/// What was noted of strangers, or of known callers.
+#[derive(Debug)]
+struct Table {
+    /// Who waits longest comes first.
+    kinds: VecDeque<Kind>,
+    /// Of further kinds: how many, and from when on they may be written.
+    others: u64,
+    others_due: Duration,
+    /// Who is named for them.
+    others_are: &'static str,
+    budget: Limiter<()>,
+}
+
+impl Table {
+    fn new(others_are: &'static str) -> Self {
+        Self {
             kinds: VecDeque::new(),
             others: 0,
             others_due: Duration::ZERO,
+            others_are,
             budget: Limiter::new(BUDGET.0, BUDGET.1),
         }
     }
@@ -81,6 +121,14 @@ impl Gathered {
             }),
             None => self.others += 1,
         }
+    }
+
+    fn add_first(&mut self, noted: Noted) {
+        self.kinds.push_front(Kind {
+            noted,
+            count: 1,
+            due: Duration::ZERO,
+        });
     }
 
     /// What is due and within the budget, the longest waiting first.
@@ -122,7 +170,7 @@ impl Gathered {
         let detail = "further callers or reasons, too many to tell apart";
         Some(note(
             AuditAction::Refuse,
-            "anonymous".into(),
+            self.others_are.into(),
             String::new(),
             detail.into(),
             count,
@@ -243,15 +291,19 @@ async fn commit(proposer: &Proposer, own: &str, request: RequestId, notes: Vec<A
 mod tests {
     use super::*;
 
+    fn refusal(actor: &str, address: impl ToString, detail: &str) -> Noted {
+        Noted {
+            action: AuditAction::Refuse,
+            actor: actor.into(),
+            address: address.to_string(),
+            detail: detail.into(),
+        }
+    }
+
     fn gathered(refusals: &[(u32, &str)]) -> Gathered {
         let mut gathered = Gathered::new();
         for (address, detail) in refusals {
-            gathered.add(Noted {
-                action: AuditAction::Refuse,
-                actor: "anonymous".into(),
-                address: address.to_string(),
-                detail: (*detail).into(),
-            });
+            gathered.add(refusal(STRANGER, address, detail));
         }
         gathered
     }
@@ -279,19 +331,14 @@ mod tests {
         let first = taken(&mut gathered, Duration::ZERO);
         assert_eq!(first, expected(&[("1 join", 3), ("2 join", 1), ("1 call", 1)]));
         // What goes on is counted, and written once a while.
-        let again = || Noted {
-            action: AuditAction::Refuse,
-            actor: "anonymous".into(),
-            address: "1".into(),
-            detail: "join".into(),
-        };
+        let again = || refusal(STRANGER, 1, "join");
         gathered.add(again());
         gathered.add(again());
         assert_eq!(taken(&mut gathered, QUIET - Duration::from_secs(1)), []);
         gathered.add(again());
         assert_eq!(taken(&mut gathered, QUIET), expected(&[("1 join", 3)]));
         assert_eq!(taken(&mut gathered, 3 * QUIET), []);
-        assert_eq!(gathered.kinds.len(), 0, "what stopped is forgotten");
+        assert_eq!(gathered.strangers.kinds.len(), 0, "what stopped is forgotten");
     }
 
     #[test]
@@ -302,23 +349,61 @@ mod tests {
         for second in 0..hours * 3_600_u64 {
             // From a new address each time.
             for n in 0..10 {
-                let refusal = Noted {
-                    action: AuditAction::Refuse,
-                    actor: "anonymous".into(),
-                    address: format!("{second}.{n}"),
-                    detail: "join".into(),
-                };
-                gathered.add(refusal);
+                gathered.add(refusal(STRANGER, format!("{second}.{n}"), "join"));
                 refused += 1;
             }
             let notes = gathered.take(Duration::from_secs(second));
             written += notes.len();
             counted += notes.iter().map(|it| it.count).sum::<u64>();
-            assert!(gathered.kinds.len() <= KINDS);
+            assert!(gathered.strangers.kinds.len() <= KINDS);
         }
         assert!(written <= 32 + 4 * 12, "{written} records");
-        let waiting = gathered.kinds.iter().map(|kind| kind.count).sum::<u64>() + gathered.others;
+        let waiting = &gathered.strangers;
+        let waiting = waiting.kinds.iter().map(|kind| kind.count).sum::<u64>() + waiting.others;
         assert_eq!(counted + waiting, refused);
         assert!(counted > 0);
+    }
+
+    #[test]
+    fn a_flood_of_strangers_hides_no_known_caller() {
+        let mut gathered = gathered(&[]);
+        for n in 0..10 * KINDS {
+            gathered.add(refusal(STRANGER, n, "join"));
+        }
+        assert_eq!(gathered.take(Duration::ZERO).len(), 32, "the strangers' budget");
+        for n in 0..10 * KINDS {
+            gathered.add(refusal(STRANGER, n, "join"));
+        }
+        gathered.add(refusal("worker/x", "10.0.0.2", "call: denied"));
+        let notes = gathered.take(Duration::ZERO);
+        let said: Vec<_> = notes
+            .iter()
+            .map(|it| (it.actor.as_str(), it.detail.as_str()))
+            .collect();
+        assert_eq!(said, [("worker/x", "call: denied")]);
+    }
+
+    #[test]
+    fn an_unlock_is_told_apart_however_many_known_callers_are_refused() {
+        let mut gathered = gathered(&[]);
+        for n in 0..2 * KINDS {
+            gathered.add(refusal(&format!("worker/{n}"), "", "call: denied"));
+        }
+        gathered.add(Noted {
+            action: AuditAction::Unlock,
+            ..refusal("operator/x", "", "with unlock key 2")
+        });
+        let mut notes = gathered.take(Duration::ZERO);
+        assert_eq!(
+            (notes[0].action(), notes[0].actor.as_str()),
+            (AuditAction::Unlock, "operator/x")
+        );
+        for n in 1..100 {
+            notes.extend(gathered.take(BUDGET.1 * n));
+        }
+        let unlocks = notes.iter().filter(|it| it.action() == AuditAction::Unlock);
+        assert_eq!(unlocks.count(), 1);
+        let others = notes.iter().find(|it| it.actor == SEVERAL).map(|it| it.count);
+        assert_eq!(others, Some(u64::try_from(KINDS).expect("few")));
     }
 }
