@@ -86,7 +86,6 @@ fn main() -> ExitCode {
 }
 
 /// The unlock key that systemd hands over (systemd.exec(5), `LoadCredential=`).
-#[expect(clippy::disallowed_methods, reason = "this is the program's configuration")]
 fn credential() -> Option<PathBuf> {
     let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
     let path = PathBuf::from(folder).join("bulkhead.unlock-key");

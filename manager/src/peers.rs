@@ -25,8 +25,11 @@ use crate::registry;
 #[derive(Clone)]
 pub struct Dialer {
     identity: Identity,
-    channels: Arc<Mutex<HashMap<u64, (Member, u64, Channel)>>>,
+    channels: Arc<Mutex<HashMap<u64, Known>>>,
 }
+
+/// The member as it was dialled, with which credentials, and the connection.
+type Known = (Member, u64, Channel);
 
 impl fmt::Debug for Dialer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

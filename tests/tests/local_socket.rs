@@ -1,5 +1,10 @@
 //! What the command says to a program of its own machine, with the programs of this build.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests drive real programs: no simulation reads their clock or environment"
+)]
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;

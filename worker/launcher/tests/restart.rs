@@ -143,7 +143,7 @@ fn what_a_dead_launcher_left_can_be_forgotten() {
         "{error}"
     );
     node.kill();
-    assert_eq!(support::traces_of(&node.data()).is_empty(), false);
+    assert!(!support::traces_of(&node.data()).is_empty());
     for _again in 0..2 {
         let done = launcher_command(&node.data()).arg("--forget").output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

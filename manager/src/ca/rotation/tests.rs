@@ -183,7 +183,7 @@ fn a_rotation_ends_with_exactly_the_new_root_and_its_key() {
     assert_eq!(trust::named(&issuing), roots.old);
 
     let (ended, _) = next(&state(issuing.clone(), &through, &new, &old), &issuing, NOW).expect("due");
-    assert_eq!(trust::roots(&ended), [roots.new.clone()]);
+    assert_eq!(trust::roots(&ended), std::slice::from_ref(&roots.new));
     assert_eq!(trust::issuer(&ended).1.map(|sealed| sealed.epoch), Some(2));
     assert_eq!(trust::chain(&ended), [b"cross".to_vec()], "for who was away");
     assert_eq!(trust::named(&ended), roots.new);
