@@ -106,8 +106,9 @@ fn key_state(state: &State, subject: &Subject, key: KeyId) -> KeyState {
     }
     let listed = view::node(state, subject.node).is_some_and(|node| {
         let role = node.role();
-        // A standby's certificate opens as little after a promotion as before: the way to the manager's certificate. So
-        // does the one that a manager got which is to be demoted.
+        // A standby that was promoted asks for the answer that it lost, and a manager that is to be demoted asks with the
+        // standby's certificate what it is by now. What each is given, the methods decide by the record: to be listed here
+        // opens neither a manager's certificate nor the way out of the cluster.
         let changes = subject.role == Role::Standby && role == WireRole::Manager;
         (role == view::wire_role(subject.role) || changes) && node.keys.iter().any(|it| it.key_id == id)
     });

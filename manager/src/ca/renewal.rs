@@ -6,8 +6,8 @@
 use bulkhead_identity::csr::PublicKey;
 use bulkhead_identity::{Bundle, Certificate};
 use bulkhead_proto::wire::{
-    Change, Cluster, Kind, Node, NodeKey, NodeStatus, Precondition, Role as WireRole, VersionIs,
-    change::Change as Step, object::Object as Any, precondition::Precondition as Condition,
+    Availability, Change, Cluster, Kind, Node, NodeKey, NodeStatus, Precondition, Role as WireRole,
+    VersionIs, change::Change as Step, object::Object as Any, precondition::Precondition as Condition,
 };
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::state::{Key, State};
@@ -156,19 +156,42 @@ pub fn reprieve(
     })
 }
 
-/// The role of the certificate that a node asks for: its own, or a manager's where an operator wants a standby to be one. A
-/// manager may have a standby's, which opens less: it needs it before it can become one.
+/// The role of the certificate that a node asks for with one of the role `presented`: where it names none, that one.
+///
+/// A manager may have a standby's, which opens less: it needs it before it can become one. A standby's lies on disk in the
+/// clear, also beside a manager's locked key file: it opens the way to a manager's only where an operator wants that, or
+/// where he did and the answer was lost. A manager whose envelope key is registered had the answer, and one that is
+/// drained leaves.
 ///
 /// # Errors
 /// Where nobody wants that.
-pub fn role(record: &Node, asked: WireRole) -> Result<Role, Refusal> {
+pub fn role(record: &Node, presented: Role, asked: WireRole) -> Result<Role, Refusal> {
     let own = view::role(record.role()).ok_or(Refusal::NotListed)?;
-    match view::role(asked) {
-        None => Ok(own),
-        Some(role) if role == own => Ok(role),
-        Some(Role::Standby) if own == Role::Manager => Ok(Role::Standby),
-        Some(Role::Manager) if own == Role::Standby && record.wanted_role() == asked => Ok(Role::Manager),
-        Some(_) => Err(Refusal::Role),
+    let asked = view::role(asked).unwrap_or(presented);
+    let becomes_manager = match own {
+        Role::Standby => record.wanted_role() == WireRole::Manager,
+        Role::Manager => {
+            let (leaves, registered) = (
+                record.availability() == Availability::Drain,
+                !record.envelope_key.is_empty(),
+            );
+            record.wanted_role() != WireRole::Standby && !leaves && !registered
+        }
+        Role::Worker | Role::Operator => false,
+    };
+    let may = match (presented, asked) {
+        (Role::Standby, Role::Manager) => becomes_manager,
+        (Role::Standby, Role::Standby) => {
+            own == Role::Standby || becomes_manager || record.wanted_role() == WireRole::Standby
+        }
+        (Role::Manager, Role::Manager | Role::Standby)
+        | (Role::Worker, Role::Worker)
+        | (Role::Operator, Role::Operator) => own == presented,
+        (Role::Manager | Role::Worker | Role::Operator | Role::Standby, _) => false,
+    };
+    match may {
+        true => Ok(asked),
+        false => Err(Refusal::Role),
     }
 }
 
@@ -306,31 +329,73 @@ mod tests {
             ..Default::default()
         };
         const NONE: WireRole = WireRole::Unspecified;
-        for (own, wanted, asked, given) in [
-            (WireRole::Worker, NONE, NONE, Ok(Role::Worker)),
-            (WireRole::Standby, NONE, NONE, Ok(Role::Standby)),
-            (WireRole::Standby, NONE, WireRole::Manager, Err(Refusal::Role)),
-            (
-                WireRole::Standby,
-                WireRole::Manager,
-                WireRole::Manager,
-                Ok(Role::Manager),
-            ),
-            (WireRole::Manager, NONE, WireRole::Standby, Ok(Role::Standby)),
+        const MANAGER: WireRole = WireRole::Manager;
+        const STANDBY: WireRole = WireRole::Standby;
+        for (own, wanted, presented, asked, given) in [
+            (WireRole::Worker, NONE, Role::Worker, NONE, Ok(Role::Worker)),
             (
                 WireRole::Worker,
-                WireRole::Manager,
-                WireRole::Manager,
+                MANAGER,
+                Role::Worker,
+                MANAGER,
                 Err(Refusal::Role),
             ),
-            (WireRole::Worker, NONE, WireRole::Standby, Err(Refusal::Role)),
-            (WireRole::Operator, NONE, WireRole::Manager, Err(Refusal::Role)),
+            (WireRole::Worker, NONE, Role::Worker, STANDBY, Err(Refusal::Role)),
+            (
+                WireRole::Operator,
+                NONE,
+                Role::Operator,
+                MANAGER,
+                Err(Refusal::Role),
+            ),
+            (STANDBY, NONE, Role::Standby, NONE, Ok(Role::Standby)),
+            (STANDBY, NONE, Role::Standby, MANAGER, Err(Refusal::Role)),
+            (STANDBY, MANAGER, Role::Standby, MANAGER, Ok(Role::Manager)),
+            (STANDBY, MANAGER, Role::Manager, MANAGER, Err(Refusal::Role)),
+            (MANAGER, NONE, Role::Manager, NONE, Ok(Role::Manager)),
+            (MANAGER, NONE, Role::Manager, STANDBY, Ok(Role::Standby)),
+            (MANAGER, STANDBY, Role::Manager, MANAGER, Ok(Role::Manager)),
         ] {
             assert_eq!(
-                role(&record(own, wanted), asked),
+                role(&record(own, wanted), presented, asked),
                 given,
-                "{own:?} {wanted:?} {asked:?}"
+                "{own:?} {wanted:?} {presented} {asked:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_standbys_key_is_no_way_to_a_managers_certificate_once_that_was_taken() {
+        let manager = |wanted: WireRole, registered: bool| Node {
+            role: WireRole::Manager.into(),
+            wanted_role: wanted.into(),
+            envelope_key: vec![1; if registered { 32 } else { 0 }],
+            ..Default::default()
+        };
+        const NONE: WireRole = WireRole::Unspecified;
+        for (wanted, registered, asked, given) in [
+            // The answer to a promotion was lost.
+            (NONE, false, WireRole::Manager, Ok(Role::Manager)),
+            (NONE, false, NONE, Ok(Role::Standby)),
+            // An old copy of a disk.
+            (NONE, true, WireRole::Manager, Err(Refusal::Role)),
+            (NONE, true, NONE, Err(Refusal::Role)),
+            (NONE, true, WireRole::Standby, Err(Refusal::Role)),
+            // What lies beside a locked key file while the manager leaves the quorum.
+            (WireRole::Standby, true, WireRole::Manager, Err(Refusal::Role)),
+            (WireRole::Standby, false, WireRole::Manager, Err(Refusal::Role)),
+            (WireRole::Standby, true, WireRole::Standby, Ok(Role::Standby)),
+            (WireRole::Standby, true, NONE, Ok(Role::Standby)),
+        ] {
+            let mut record = manager(wanted, registered);
+            assert_eq!(
+                role(&record, Role::Standby, asked),
+                given,
+                "{wanted:?} {registered} {asked:?}"
+            );
+            record.set_availability(Availability::Drain);
+            let leaving = role(&record, Role::Standby, WireRole::Manager);
+            assert_eq!(leaving, Err(Refusal::Role), "{wanted:?} {registered}");
         }
     }
 

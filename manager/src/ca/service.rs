@@ -7,7 +7,7 @@ use std::time::Duration;
 use bulkhead_identity::comeback::{self, Challenges};
 use bulkhead_identity::csr::{self, PublicKey};
 use bulkhead_identity::seam::{Clock, Entropy as _, SystemEntropy};
-use bulkhead_identity::{Certificate, UnlockKey};
+use bulkhead_identity::{Certificate, Subject, UnlockKey};
 use bulkhead_proto::wire::enrolment_server::{Enrolment, EnrolmentServer};
 use bulkhead_proto::wire::{
     Change, EnrolRequest, EnrolResponse, GetRootRequest, GetRootResponse, Node, NodeKey, Outcome,
@@ -178,13 +178,11 @@ impl EnrolmentService {
             role: request.role(),
             request: request_id(&request.request_id)?,
         };
-        self.reissue(&caller.actor, subject.node, presented, &asked)
-            .await?;
+        let given = self.reissue(&caller.actor, subject, presented, &asked).await?;
         let state = self.0.replica.state();
         let mut answer = renewed(&state, subject.node, &asked.key)?;
         // Who becomes a manager writes its keys under the unlock key from the start.
-        if subject.role == Role::Standby
-            && asked.role == WireRole::Manager
+        if (subject.role, given) == (Role::Standby, Role::Manager)
             && let Some(key) = self.unlock_key(&state)?
         {
             self.fresh()?;
@@ -194,15 +192,16 @@ impl EnrolmentService {
         Ok(answer)
     }
 
-    /// Commits a certificate of this node for a new key. `presented` is a listed key that the node proved.
+    /// Commits a certificate of this node for a new key, and gives its role. `presented` is a listed key that the node
+    /// proved, with a certificate of this subject.
     async fn reissue(
         &self,
         actor: &str,
-        node: NodeId,
+        subject: Subject,
         presented: KeyId,
         asked: &Asked,
-    ) -> Result<(), Status> {
-        let (key, request) = (&asked.key, asked.request);
+    ) -> Result<Role, Status> {
+        let (node, key, request) = (subject.node, &asked.key, asked.request);
         let refused = |refusal: renewal::Refusal| {
             tracing::warn!(target: "audit", node = %node, reason = %refusal, "renewal refused");
             self.0
@@ -227,13 +226,13 @@ impl EnrolmentService {
             self.fresh()?;
             let state = self.0.replica.state();
             let plan = renewal::plan(&state, node, presented, key, request).map_err(refused)?;
-            if plan == Renewal::Committed {
-                return Ok(());
-            }
             let (Some(record), Some(cluster)) = (view::node(&state, node), view::cluster(&state)) else {
                 return Err(no_such("the node is not there"));
             };
-            let role = renewal::role(record, asked.role).map_err(refused)?;
+            let role = renewal::role(record, subject.role, asked.role).map_err(refused)?;
+            if plan == Renewal::Committed {
+                return Ok(role);
+            }
             let used = record.keys.iter().find(|it| it.key_id == presented.as_bytes());
             let ends = used.map_or(0, |it| it.not_after);
             let validity = renewal::validity(role, cluster, ends, self.now());
@@ -254,7 +253,8 @@ impl EnrolmentService {
                 if record.role() != view::wire_role(role) {
                     tracing::info!(target: "audit", node = %node, %role, "certificate of another role");
                 }
-                return self.fresh();
+                self.fresh()?;
+                return Ok(role);
             }
         }
         Err(overtaken())
@@ -316,11 +316,8 @@ impl EnrolmentService {
             self.list_again(&actor, &state, record, key).await?;
         }
         // A manager that was to become a standby comes back as what its key proves; its record says the rest.
-        let asked = Asked {
-            role: view::wire_role(certificate.subject().role),
-            ..asked
-        };
-        self.reissue(&actor, node, presented, &asked).await?;
+        let subject = certificate.subject();
+        self.reissue(&actor, subject, presented, &asked).await?;
         tracing::info!(target: "audit", node = %node, "node came back by its committed key");
         hand_out(&self.0.replica.state(), node, &asked.key)
     }
