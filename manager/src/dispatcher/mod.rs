@@ -176,6 +176,22 @@ impl Dispatcher for DispatcherService {
             let Some(node) = view::node(&state, subject.node) else {
                 return Ok(Response::new(WithdrawResponse { index: state.index() }));
             };
+            // A manager leaves by the leader's arithmetic, whatever other key its record lists.
+            if node.role() != view::wire_role(subject.role) {
+                tracing::warn!(target: "audit", node = %subject.node, "withdrawal refused");
+                let from = caller.address.map(|it| it.ip());
+                self.0.notes.refused(
+                    &caller.actor,
+                    from,
+                    "withdraw: the key is not of this node's role",
+                );
+                return Err(refuse(
+                    Code::Denied,
+                    tonic::Code::PermissionDenied,
+                    "this node has another role than the certificate that was shown",
+                    "a manager leaves with `bulkhead cluster leave` on its own machine",
+                ));
+            }
             let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
             let changes = removal::whole(&state, subject.node, node, now);
             let outcome = self

@@ -15,7 +15,8 @@ use bulkhead_proto::wire::{
     ImageLayer, ListRequest, LogRequest, Node, Object, RaftMessage, ReadIndexRequest, RenewRequest,
     ReturnRequest, Role as WireRole, Secret, SecretReference, Service, ServiceSpec, ServiceVersion,
     SessionHello, StatusBatch, Task, TaskObserved, TaskReport, TaskState, TaskStatus, Transaction,
-    change::Change as Step, object::Object as Any, session_down::Message as Down, session_up::Message as Up,
+    WithdrawRequest, change::Change as Step, object::Object as Any, session_down::Message as Down,
+    session_up::Message as Up,
 };
 use bulkhead_proto::wire::{Kind, SessionDown};
 use bulkhead_proto::{CODE_KEY, Digest, NodeId, Role, TaskId};
@@ -705,6 +706,54 @@ async fn a_secret_reaches_the_node_that_needs_it_and_no_other() {
     let mut client = DispatcherClient::new(manager.channel(&two));
     let refused = client.fetch_blob(request).await.expect_err("not its task");
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standbys_key_opens_nothing_of_the_manager_that_its_node_became() {
+    let manager = Manager::start().await;
+    let old = manager.admitted(Role::Standby, "m2").await;
+    let mut client = DispatcherClient::new(manager.channel(&old));
+    let promoted: [fn(&mut Node); 3] = [
+        |node| node.set_wanted_role(WireRole::Manager),
+        |node| {
+            node.set_role(WireRole::Manager);
+            node.set_wanted_role(WireRole::Unspecified);
+        },
+        |node| node.envelope_key = vec![1; 32],
+    ];
+    for change in promoted {
+        let mut node = view::node(&manager.replica.state(), old.subject().node)
+            .expect("it is there")
+            .clone();
+        change(&mut node);
+        manager
+            .commit(vec![Change {
+                change: Some(Step::Replace(Object {
+                    object: Some(Any::Node(node)),
+                })),
+            }])
+            .await;
+    }
+    let withdraw = || WithdrawRequest {
+        request_id: vec![5; 16],
+    };
+    let refused = client.withdraw(withdraw()).await.expect_err("a manager");
+    assert_eq!(code(&refused), "BH-E0045", "{refused:?}");
+    assert!(view::node(&manager.replica.state(), old.subject().node).is_some());
+    for role in [WireRole::Manager, WireRole::Standby, WireRole::Unspecified] {
+        let renew = RenewRequest {
+            csr: key().0.csr().expect("signed"),
+            request_id: vec![role as u8 + 1; 16],
+            role: role.into(),
+        };
+        let refused = client.renew(renew).await.expect_err("it was taken");
+        assert_eq!(code(&refused), "BH-E0045", "{role:?} {refused:?}");
+    }
+
+    let standby = manager.admitted(Role::Standby, "m3").await;
+    let mut client = DispatcherClient::new(manager.channel(&standby));
+    client.withdraw(withdraw()).await.expect("its own record");
+    assert!(view::node(&manager.replica.state(), standby.subject().node).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
