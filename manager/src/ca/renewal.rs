@@ -210,22 +210,26 @@ pub fn with_key(
 ) -> (Vec<Precondition>, Vec<Change>) {
     let mut node = record.clone();
     let in_use = |it: &NodeKey| it.key_id == presented.as_bytes();
-    // What it is to be a standby with stays, whatever it renews until then: without it the way back would be lost.
-    let to_stand_by = |it: &NodeKey| {
-        record.wanted_role() == WireRole::Standby
-            && Certificate::from_der(&it.certificate).is_ok_and(|it| it.subject().role == Role::Standby)
+    // The newest key of its other role stays, whatever a node with two renews: with a standby's it finds the way back from a
+    // demotion, and no standby's key takes a manager's own away.
+    let other = match role {
+        Role::Manager if record.wanted_role() == WireRole::Standby => newest(record, Role::Standby),
+        Role::Standby if record.role() == WireRole::Manager => newest(record, Role::Manager),
+        Role::Manager | Role::Standby | Role::Worker | Role::Operator => None,
     };
+    let stays = |it: &NodeKey| in_use(it) || Some(&it.key_id) == other;
     // The node proved that it has this one: those before it are superseded.
     let superseded = node.keys.iter().position(in_use).unwrap_or(0);
     let mut place = 0;
     node.keys.retain(|it| {
         place += 1;
-        let holds = place > superseded && (it.not_after >= now_ms || in_use(it));
-        it.key_id != key.key_id && (holds || to_stand_by(it))
+        let holds = place > superseded && it.not_after >= now_ms;
+        it.key_id != key.key_id && (holds || stays(it))
     });
-    while node.keys.len() >= KEYS {
-        let spare = |it: &NodeKey| !in_use(it) && !to_stand_by(it);
-        let oldest = node.keys.iter().position(spare).unwrap_or(0);
+    // Two of them stay at most, so that there is always another.
+    while node.keys.len() >= KEYS
+        && let Some(oldest) = node.keys.iter().position(|it| !stays(it))
+    {
         node.keys.remove(oldest);
     }
     node.keys.push(key);
@@ -242,6 +246,13 @@ pub fn with_key(
             change: Some(replace),
         }],
     )
+}
+
+/// The newest key that the node has for this role.
+fn newest(record: &Node, role: Role) -> Option<&Vec<u8>> {
+    let of_role =
+        |it: &&NodeKey| Certificate::from_der(&it.certificate).is_ok_and(|it| it.subject().role == role);
+    record.keys.iter().rfind(of_role).map(|it| &it.key_id)
 }
 
 /// The node is still as it was read.
@@ -620,5 +631,67 @@ mod tests {
         };
         apply(&mut removed, 10, vec![change]);
         assert_eq!(ask(&removed, record, &good), None, "a removed key");
+    }
+
+    /// A manager that is to be demoted: its own key, and those of a standby whose answers may have been lost.
+    #[test]
+    fn no_key_of_a_standby_takes_a_managers_own_away() {
+        let cluster_id = bulkhead_proto::ClusterId::from_bytes([9; 16]);
+        let authority = bulkhead_identity::authority::Authority::generate(cluster_id, 0).expect("a root");
+        let keys: Vec<NodeKey> = [Role::Manager, Role::Standby, Role::Standby, Role::Standby]
+            .map(|role| {
+                let (subject, public) = (
+                    bulkhead_identity::Subject {
+                        cluster: cluster_id,
+                        node: NODE,
+                        role,
+                    },
+                    public(),
+                );
+                let certificate = authority.issue(&subject, &public, 0, 100_000).expect("a leaf");
+                NodeKey {
+                    certificate,
+                    ..listed(public.key_id(), 100_000)
+                }
+            })
+            .into();
+        let (own, wanted) = (WireRole::Manager, WireRole::Standby);
+        // Which are listed, which one is shown, the role of the last one, and which are listed then.
+        for (has, shown, role, kept, what) in [
+            (
+                &[0, 1, 2][..],
+                0,
+                Role::Standby,
+                &[0, 2, 3][..],
+                "its third answer is lost",
+            ),
+            (&[0, 1, 2], 1, Role::Standby, &[0, 1, 3], "a superseded copy"),
+            (&[0, 1, 2], 2, Role::Standby, &[0, 2, 3], "the one it has"),
+            (&[1, 2, 0], 0, Role::Manager, &[2, 0, 3], "its own renewal"),
+            (
+                &[0, 1],
+                1,
+                Role::Standby,
+                &[0, 1, 3],
+                "it supersedes none of another role",
+            ),
+        ] {
+            let mut record = Node {
+                keys: has.iter().map(|&n: &usize| keys[n].clone()).collect(),
+                ..Default::default()
+            };
+            record.set_role(own);
+            record.set_wanted_role(wanted);
+            let presented = KeyId::try_from(keys[shown].key_id.as_slice()).expect("an id");
+            let (_, changes) = with_key(&record, &Cluster::default(), presented, keys[3].clone(), role, 50);
+            let Some(Step::Replace(object)) = &changes[0].change else {
+                panic!("replaces")
+            };
+            let Some(Any::Node(node)) = &object.object else {
+                panic!("a node")
+            };
+            let want: Vec<NodeKey> = kept.iter().map(|&n: &usize| keys[n].clone()).collect();
+            assert_eq!(node.keys, want, "{what}");
+        }
     }
 }

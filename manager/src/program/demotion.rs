@@ -13,6 +13,7 @@ use bulkhead_proto::wire::{
 };
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use super::member::Member;
 use super::{leaving, renewal, standby};
@@ -27,6 +28,7 @@ const CALL: Duration = Duration::from_secs(5);
 pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut question = None;
     loop {
         tokio::select! {
             biased;
@@ -35,7 +37,7 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
         }
         let done = match next(member) {
             Step::Nothing => Ok(()),
-            Step::Prepare => prepare(member).await,
+            Step::Prepare => prepare(member, &mut question).await,
             Step::Leave => leave(member).await,
             Step::Ask => ask(member).await,
             Step::Forget => std::fs::remove_file(member.machine.next_keys()).map_err(anyhow::Error::from),
@@ -84,16 +86,46 @@ fn decide(record: Option<&Node>, prepared: bool) -> Step {
     }
 }
 
-async fn prepare(member: &Member) -> anyhow::Result<()> {
-    let key = Key::generate()?;
-    let mut request_id = vec![0; 16];
-    member.machine.entropy.fill(&mut request_id)?;
+/// The question for a standby's certificate. It stays the same until the answer is on disk, so that each one that is lost
+/// leaves no further key in this node's record.
+struct Question {
+    key: Key,
+    request_id: Vec<u8>,
+}
+
+impl Question {
+    fn new(member: &Member) -> anyhow::Result<Self> {
+        let mut request_id = vec![0; 16];
+        member.machine.entropy.fill(&mut request_id)?;
+        Ok(Self {
+            key: Key::generate()?,
+            request_id,
+        })
+    }
+}
+
+async fn prepare(member: &Member, question: &mut Option<Question>) -> anyhow::Result<()> {
+    let asked = match question {
+        Some(asked) => asked,
+        None => question.insert(Question::new(member)?),
+    };
     let request = RenewRequest {
-        csr: key.csr()?,
-        request_id,
+        csr: asked.key.csr()?,
+        request_id: asked.request_id.clone(),
         role: WireRole::Standby.into(),
     };
-    let answer = renewal::ask_managers(member, request).await?;
+    let key = Key::from_pkcs8(asked.key.pkcs8())?;
+    let answer = match renewal::ask_managers(member, request).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            // The key may be the reason: the next question is for another.
+            let status = error.downcast_ref::<Status>();
+            if status.is_some_and(|it| it.code() == tonic::Code::PermissionDenied) {
+                *question = None;
+            }
+            return Err(error);
+        }
+    };
     let credentials = Credentials {
         certificate: Certificate::from_der(&answer.certificate)?,
         chain: answer.chain,
@@ -116,6 +148,7 @@ async fn prepare(member: &Member) -> anyhow::Result<()> {
         }),
     };
     keys.save(&member.machine.next_keys())?;
+    *question = None;
     tracing::info!(target: "audit", node = %member.node(), "this manager has a standby's certificate, and leaves the quorum");
     Ok(())
 }
