@@ -202,6 +202,8 @@ impl JoinError {
 
 /// Joins, and reports each step as it starts and ends. On disk is nothing but what a wait for approval needs.
 ///
+/// Whoever is admitted calls [`Attempts::forget`] once what it got is on disk: until then it asks as the same node.
+///
 /// # Errors
 /// [`JoinError`] of the last address that was tried.
 pub async fn enrol(
@@ -230,13 +232,7 @@ pub async fn enrol(
         asked => asked,
     };
     match answered {
-        Ok(answered) => {
-            let accepted = joiner.accept(answered, &steps).await;
-            if accepted.is_ok() {
-                attempts.forget();
-            }
-            accepted
-        }
+        Ok(answered) => joiner.accept(answered, &steps).await,
         Err(error) => {
             // Had an earlier try been admitted, this one would be, too: the key is of no use, as one that was removed.
             if !error.is_worth_another() && error.code() != Code::Busy {
@@ -853,7 +849,17 @@ mod tests {
         let enrolled = enrol(request(&addresses, ticket), &attempts, &clock, send).await;
         let enrolled = enrolled.expect("approved");
         assert_eq!(enrolled.credentials.certificate.key_id(), key);
+        // What it got may not reach the disk: then the next life asks as the same node.
+        assert!(Attempts::kept(&file, Role::Worker).pending().is_some());
+        let copy = folder.path().join("another name of the file");
+        std::fs::hard_link(&file, &copy).expect("a link");
+        attempts.forget();
         assert!(!file.exists() && attempts.pending().is_none());
+        let left = std::fs::read(&copy).expect("its bytes");
+        assert!(
+            !left.is_empty() && left.iter().all(|&byte| byte == 0),
+            "the key is written over"
+        );
     }
 
     #[tokio::test]

@@ -607,6 +607,22 @@ fn in_the_clear(path: &Path) -> io::Result<Option<File>> {
     })
 }
 
+/// Removes a file of ours that stands in the clear, and first what is in it.
+pub(crate) fn erase(path: &Path) -> io::Result<()> {
+    let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits();
+    let opened = OpenOptions::new()
+        .write(true)
+        .custom_flags(flags.cast_signed())
+        .open(path);
+    let written = match opened {
+        Ok(file) if file.metadata()?.is_file() => overwrite(&file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // A link, or what is no file: nothing of ours is in it.
+        Ok(_) | Err(_) => Ok(()),
+    };
+    fs::remove_file(path).and(written)
+}
+
 fn overwrite(file: &File) -> io::Result<()> {
     let bytes = usize::try_from(file.metadata()?.len()).unwrap_or(FILE_BYTES);
     file.write_all_at(&vec![0; bytes.min(FILE_BYTES)], 0)?;

@@ -109,7 +109,11 @@ async fn live(
         description.publish_address = config.publish_address.to_string();
     }
     let (keep, joined) = match Keep::open(&config.key_file())? {
-        Some(keep) => (keep, None),
+        Some(keep) => {
+            // It may have ended between the key file and the end of its wait for approval.
+            Attempts::kept(&config.joining_file(), Role::Worker).forget();
+            (keep, None)
+        }
         None => {
             clear(&config, &runtime).await?;
             Box::pin(uninitialised(&config, &description, standing, &mut commands)).await?
@@ -267,7 +271,11 @@ impl Joiner<'_> {
                     local::forward(from, steps.clone(), self.standing)
                 );
                 match enrolled {
-                    Ok(enrolled) => return Ok(Some(Keep::create(&self.config.key_file(), enrolled)?)),
+                    Ok(enrolled) => {
+                        let keep = Keep::create(&self.config.key_file(), enrolled)?;
+                        self.attempts.forget();
+                        return Ok(Some(keep));
+                    }
                     Err(error) => refused(error.code(), error.to_string(), &error.hint()),
                 }
             }

@@ -94,12 +94,13 @@ impl Attempts {
         }
     }
 
-    /// The node is in, or its key was refused for good: whoever joins next is another one.
-    pub(super) fn forget(&self) {
+    /// The node is in and its key file is on disk, or its key was refused for good: whoever joins next is another one.
+    ///
+    /// What is on disk is written over before it goes: under autolock no key of a manager stays in the clear.
+    pub fn forget(&self) {
         *self.last() = None;
         if let Some(file) = &self.file
-            && let Err(error) = std::fs::remove_file(file)
-            && error.kind() != std::io::ErrorKind::NotFound
+            && let Err(error) = store::erase(file)
         {
             tracing::warn!(file = %file.display(), %error, "what is left of a join could not be removed");
         }

@@ -179,6 +179,7 @@ pub(super) fn keys_of_joiner(
         None => keys.standby = Some(standby),
     }
     keys.save(&machine.keys())?;
+    program.attempts.forget();
     Ok(keys)
 }
 

@@ -147,6 +147,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramE
     resume(&program, config.unlock_key_file.as_deref()).await?;
     if matches!(program.stage.view(), Stage::Empty { .. }) {
         program.work.spawn(join_by_itself(program.clone(), config.join));
+    } else {
+        // It ended between the key file and the end of its wait.
+        program.attempts.forget();
     }
     program.work.spawn(serve_local(program.clone(), incoming));
     tracing::info!(socket = %config.socket.display(), "waiting on the local socket");
