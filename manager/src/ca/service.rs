@@ -148,9 +148,15 @@ impl EnrolmentService {
             .map_err(|error| internal("cannot open the unlock key", &error))
     }
 
-    /// A manager that is admitted under autolock gets the unlock key, so that it writes no key of its own in the clear.
+    /// A manager that is admitted under autolock gets the unlock key, so that it writes no key of its own in the clear. One
+    /// that registered its envelope key had it: what a joiner waited with stood on its disk, and is worth nothing any more.
     fn with_unlock_key(&self, state: &State, mut answer: EnrolResponse) -> Result<EnrolResponse, Status> {
+        let node = NodeId::try_from(answer.node_id.as_slice()).ok();
+        let joins = node
+            .and_then(|node| view::node(state, node))
+            .is_some_and(|it| it.envelope_key.is_empty());
         if answer.role() == WireRole::Manager
+            && joins
             && let Some(key) = self.unlock_key(state)?
         {
             answer.unlock_generation = key.generation();
