@@ -13,6 +13,10 @@ use bulkhead_raft::state::{Key, State};
 use crate::ca::rotation;
 use crate::view;
 
+/// From the epoch that somebody's departure began to the rotation of the root that follows it. Who leaves hears by its old
+/// certificate that it is out; it looks several times a second, for some seconds.
+pub(super) const DEPARTURE: Duration = Duration::from_secs(5);
+
 /// What is to be done about the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
@@ -43,11 +47,12 @@ pub(super) fn due(state: &State, now_ms: i64) -> Option<Due> {
             _ => Due::Move,
         });
     }
+    let age = Duration::from_millis(u64::try_from(now_ms.saturating_sub(newest.created_at)).unwrap_or(0));
     // A manager that missed the last rotation would not find back after another: it comes first.
-    if cluster.root_exposed && cluster.rotation.is_none() && rotation::behind(state).is_none() {
+    let exposed = cluster.root_exposed && cluster.rotation.is_none() && age >= DEPARTURE;
+    if exposed && rotation::behind(state).is_none() {
         return Some(Due::Root);
     }
-    let age = Duration::from_millis(u64::try_from(now_ms.saturating_sub(newest.created_at)).unwrap_or(0));
     (age >= lifetime(cluster)).then_some(Due::Epoch { exposed: false })
 }
 

@@ -13,7 +13,7 @@ use crate::view;
 
 /// A leader that leaves hands over first, and an election may lie between.
 const PATIENCE: Duration = Duration::from_secs(15);
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Returns once the cluster does not count on this manager any more: until it is out of Raft, a majority may need it to
 /// let it go.
