@@ -70,7 +70,7 @@ impl Listing {
         let version = cluster.meta.as_ref().map_or(0, |meta| meta.version);
         let mut known = self.former.lock().unwrap_or_else(PoisonError::into_inner);
         if known.0 != version {
-            let former = cluster.former.as_ref();
+            let former = trust::dropped(cluster);
             *known = (version, former.and_then(|it| Root::from_der(&it.root).ok()));
         }
         let root = known.1.as_ref();

@@ -3,7 +3,7 @@
 use bulkhead_identity::bundle::{Root, RootError};
 use bulkhead_identity::follow::Told;
 use bulkhead_identity::{Bundle, Certificate, Credentials};
-use bulkhead_proto::wire::{Cluster, Node, Rotation, RotationPhase, Sealed};
+use bulkhead_proto::wire::{Cluster, FormerRoot, Node, Rotation, RotationPhase, Sealed};
 use bulkhead_proto::{KeyId, NodeId};
 use bulkhead_raft::state::State;
 
@@ -35,15 +35,20 @@ pub fn chain(cluster: &Cluster) -> Vec<Vec<u8>> {
     (!cross.is_empty()).then(|| cross.clone()).into_iter().collect()
 }
 
-/// The root that was rotated away lately, by which managers still meet each other. One that a rotation leads back to is no
-/// former root meanwhile: it is among those that are trusted.
+/// The root that was rotated away lately, by which managers still meet each other.
 pub fn former(cluster: &Cluster) -> Option<&[u8]> {
+    let former = dropped(cluster)?;
+    (!former.cross.is_empty()).then_some(former.root.as_slice())
+}
+
+/// What is kept of the root that was rotated away, compromised or not. One that a rotation leads back to is no such root
+/// meanwhile: it is among those that are trusted.
+pub fn dropped(cluster: &Cluster) -> Option<&FormerRoot> {
     let former = cluster.former.as_ref()?;
     let id = |root: &[u8]| key_id(root).ok();
     let is_next =
         |rotation: &Rotation| id(&rotation.root).is_some() && id(&rotation.root) == id(&former.root);
-    let is_back = cluster.rotation.as_ref().is_some_and(is_next);
-    (!former.cross.is_empty() && !is_back).then_some(former.root.as_slice())
+    (!cluster.rotation.as_ref().is_some_and(is_next)).then_some(former)
 }
 
 /// What a manager is told by the cluster object.
