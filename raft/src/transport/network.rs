@@ -200,16 +200,21 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
     /// Pipelined: requests go out as they are made, whatever answers are still under way.
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _option: RPCOption,
     ) -> BoxFuture<'s, RpcResult<BoxStream<'s, RpcResult<StreamAppendResult<TypeConfig>>>>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         Box::pin(async move {
+            // Asked for before anything is dialled: after a failure, consensus waits in its stream of requests. A peer that
+            // cannot be reached would otherwise be dialled thousands of times a second.
+            let Some(first) = input.next().await else {
+                return Ok(stream::empty().boxed());
+            };
             let in_flight = Arc::new(InFlight::default());
             let (binding, target, counter) = (self.binding, self.target, in_flight.clone());
-            let requests = input.map(move |request| {
+            let requests = stream::once(async { first }).chain(input).map(move |request| {
                 counter.send();
                 binding.seal(target, message::encode_append(request))
             });

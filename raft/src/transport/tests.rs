@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bulkhead_proto::wire::{
@@ -10,7 +11,10 @@ use bulkhead_proto::wire::{
 };
 use bulkhead_proto::{ClusterId, NodeId};
 use bytes::Bytes;
-use openraft::raft::VoteRequest;
+use openraft::errors::RPCError;
+use openraft::network::v2::RaftNetworkV2 as _;
+use openraft::network::{RPCOption, RaftNetworkFactory as _};
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -23,7 +27,7 @@ use super::{BindPeer, Binding, Dial, DialError, Network, RaftService};
 use crate::file_system::SimFileSystem;
 use crate::runtime::Blocking;
 use crate::testing::MemoryStore;
-use crate::{Core, Disk, Member, Reconciled, Replica, Timing, Vote};
+use crate::{Core, Disk, Member, Reconciled, Replica, Timing, TypeConfig, Vote};
 
 const CLUSTER: ClusterId = ClusterId::from_bytes([7; 16]);
 
@@ -388,5 +392,33 @@ async fn an_entry_of_a_newer_level_stops_the_replica() {
     assert!(
         matches!(&fatal, crate::Fatal::Store(why) if why.contains("level 99")),
         "{fatal:?}"
+    );
+}
+
+#[tokio::test]
+async fn who_cannot_be_reached_is_asked_again_only_when_consensus_has_something_to_send() {
+    // Consensus waits after failures inside the stream of its requests: one that is never asked for never waits.
+    let asked = Arc::new(AtomicBool::new(false));
+    let seen = asked.clone();
+    let requests = futures::stream::once(async move {
+        seen.store(true, Ordering::Relaxed);
+        AppendEntriesRequest::<TypeConfig> {
+            vote: Vote::new(1, 1),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        }
+    });
+    let nobody = Member {
+        node: NodeId::from_bytes([2; 16]),
+        address: "127.0.0.1:1".into(),
+    };
+    let mut peer = Network::new(Plain, binding(1)).new_client(2, &nobody).await;
+    let option = RPCOption::new(Duration::from_secs(1));
+    let sent = peer.stream_append(Box::pin(requests), option).await;
+    assert!(matches!(sent.map(drop), Err(RPCError::Unreachable(_))));
+    assert!(
+        asked.load(Ordering::Relaxed),
+        "it failed before anything was to be sent"
     );
 }
