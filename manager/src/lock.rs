@@ -28,7 +28,7 @@ pub enum LockError {
     #[error("autolock is off")]
     Off,
     /// Some manager was down for so long that the key it needs would be forgotten.
-    #[error("a manager is still locked with unlock key {0}, the oldest of {KEYS} that are kept")]
+    #[error("a manager may still be locked with unlock key {0}, the oldest of {KEYS} that are kept")]
     Behind(u32),
     /// The key ring does not seal or open.
     #[error("the key ring is not open here")]
@@ -137,7 +137,8 @@ pub fn key(cluster: &Cluster, ring: &KeyRing, generation: u32) -> Result<Option<
 /// so its file may need any key from the one that it named on.
 pub fn plan(state: &State) -> Option<(Precondition, Change, &'static str)> {
     let cluster = view::cluster(state)?;
-    let lock = cluster.autolock.as_ref()?;
+    // The newest key always stays, and this is asked at every commit.
+    let lock = cluster.autolock.as_ref().filter(|lock| lock.keys.len() > 1)?;
     let oldest = view::managers(state).map(|node| node.locked_with).min()?;
     let needed = |generation: u32| generation >= oldest;
     if lock.keys.iter().all(|key| needed(key.generation)) {

@@ -8,7 +8,6 @@ use futures::stream::{self, BoxStream};
 use tonic::Status;
 
 use super::change::{Decision, Plan};
-use super::object::Kept;
 use super::{Parts, check, cluster};
 use crate::backup::{MakeError, make};
 use crate::refusal::{internal, refuse};
@@ -19,7 +18,7 @@ pub(super) fn set_key(
     request: &SetRecoveryKeyRequest,
     now_ms: i64,
 ) -> Result<Decision, Status> {
-    if cluster.was_made_by(&request.request_id) {
+    if super::cluster::is_retry(cluster, &request.request_id) {
         return Ok(Decision::done(cluster));
     }
     if !recovery::is_public(&request.public_key) {

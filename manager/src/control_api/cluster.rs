@@ -12,7 +12,6 @@ use tonic::Status;
 
 use super::change::{Decision, Plan};
 use super::check;
-use super::object::Kept;
 use crate::ca::CaError;
 use crate::ca::given::GivenError;
 use crate::ca::rotation::{self, NoWayBack, Order};
@@ -20,13 +19,18 @@ use crate::key_ring::{KeyRing, KeyRingError};
 use crate::lock::{self, LockError};
 use crate::refusal::{chain, internal, refuse};
 
+/// Whether this request changed the cluster object lately: whatever leaders and managers did to it since, it is done.
+pub(super) fn is_retry(cluster: &Cluster, request: &[u8]) -> bool {
+    cluster.requests.iter().any(|it| it == request)
+}
+
 /// Changes settings; `renewed` makes a lock with a new key.
 pub(super) fn update(
     cluster: &Cluster,
     request: &UpdateClusterRequest,
     renewed: impl Fn() -> Result<Autolock, LockError>,
 ) -> Result<Decision, Status> {
-    if cluster.was_made_by(&request.request_id) {
+    if is_retry(cluster, &request.request_id) {
         return Ok(Decision::done(cluster));
     }
     let mut new = cluster.clone();
@@ -72,7 +76,7 @@ pub(super) fn rotate_unlock_key(
     request: &RotateUnlockKeyRequest,
     renewed: impl Fn() -> Result<Autolock, LockError>,
 ) -> Result<Decision, Status> {
-    if cluster.was_made_by(&request.request_id) {
+    if is_retry(cluster, &request.request_id) {
         return Ok(Decision::done(cluster));
     }
     if lock::generation(cluster) == 0 && lock::pending(cluster) == 0 {
@@ -91,7 +95,7 @@ pub(super) fn confirm_unlock_key(
     cluster: &Cluster,
     request: &ConfirmUnlockKeyRequest,
 ) -> Result<Decision, Status> {
-    if cluster.was_made_by(&request.request_id) || lock::generation(cluster) == request.generation {
+    if is_retry(cluster, &request.request_id) || lock::generation(cluster) == request.generation {
         return Ok(Decision::done(cluster));
     }
     let lock = lock::confirmed(cluster, request.generation).ok_or_else(|| {
@@ -118,7 +122,7 @@ pub(super) fn rotate_key_ring(
     request: &RotateKeyRingRequest,
     begun: impl Fn() -> Result<Vec<KeyRingEpoch>, KeyRingError>,
 ) -> Result<Decision, Status> {
-    if cluster.was_made_by(&request.request_id) {
+    if is_retry(cluster, &request.request_id) {
         return Ok(Decision::done(cluster));
     }
     if cluster.key_ring.len() > 1 {
@@ -192,7 +196,7 @@ pub(super) fn rotate(
     given: impl Fn() -> Result<Option<Authority>, GivenError>,
     begin: impl Fn(Order, Option<Authority>) -> Result<Rotation, CaError>,
 ) -> Result<Decision, Status> {
-    if cluster.was_made_by(&request.request_id) {
+    if is_retry(cluster, &request.request_id) {
         return Ok(Decision::done(cluster));
     }
     let deadline = match request.deadline_ms {
@@ -245,7 +249,7 @@ pub(super) fn rotate(
 
 /// Takes a rotation back, while the old root signs.
 pub(super) fn cancel(cluster: &Cluster, request: &CancelRotationRequest) -> Result<Decision, Status> {
-    if cluster.was_made_by(&request.request_id) {
+    if is_retry(cluster, &request.request_id) {
         return Ok(Decision::done(cluster));
     }
     let refused = |message: &str, hint: &str| {
@@ -282,6 +286,7 @@ mod tests {
     fn cluster() -> Cluster {
         Cluster {
             id: vec![9; 16],
+            requests: vec![vec![4; 16]],
             meta: Some(Meta {
                 version: 3,
                 last_request: vec![4; 16],

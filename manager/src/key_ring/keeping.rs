@@ -12,7 +12,7 @@ use bulkhead_proto::wire::{
 use bulkhead_raft::Replica;
 use bulkhead_raft::state::{Key, State};
 use prost::Message as _;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::renewal::{self, Due};
@@ -49,44 +49,48 @@ struct Next {
 }
 
 impl Keeping {
-    /// Carries the ring on while this manager leads; ends when stopped.
+    /// Carries the ring on while this manager leads; ends when stopped. It looks now and then, not at each of thousands of
+    /// commits a second; once something is due it goes on without a pause.
     pub async fn run(self, stop: CancellationToken) {
-        let mut applied = self.replica.applied();
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            // Cancel-safe: both only say that it is time to look.
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                changed = applied.changed() => if changed.is_err() { return },
                 _ = ticks.tick() => {}
             }
-            let Some(term) = self.replica.leadership().borrow().leading else {
-                continue;
-            };
-            let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
-            let next = match next(&self.ring, &self.replica.state(), now) {
-                Ok(Some(next)) => next,
-                Ok(None) => continue,
-                Err(error) => {
-                    tracing::warn!(
-                        error = crate::refusal::chain(&error),
-                        "the key ring cannot be renewed here"
-                    );
-                    sleep(LOOK).await; // under load the next change comes at once
-                    continue;
-                }
-            };
-            let proposed = self.proposer.controller(term, next.preconditions, next.changes);
-            match proposed.await {
-                Ok(outcome) if outcome.rejection.is_none() => {
-                    tracing::info!(target: "audit", index = outcome.index, "key ring: {}", next.what);
-                    self.replica.wait_applied(outcome.index).await;
-                }
-                // Overtaken, or not this manager's to lead any more: it is planned again.
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "a step of the key ring was not proposed"),
+            while self.step().await && !stop.is_cancelled() {}
+        }
+    }
+
+    /// Commits what is due; false where nothing is, or it was not committed.
+    async fn step(&self) -> bool {
+        let Some(term) = self.replica.leadership().borrow().leading else {
+            return false;
+        };
+        let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
+        let next = match next(&self.ring, &self.replica.state(), now) {
+            Ok(Some(next)) => next,
+            Ok(None) => return false,
+            Err(error) => {
+                let error = crate::refusal::chain(&error);
+                tracing::warn!(error, "the key ring cannot be renewed here");
+                return false;
+            }
+        };
+        let proposed = self.proposer.controller(term, next.preconditions, next.changes);
+        match proposed.await {
+            Ok(outcome) if outcome.rejection.is_none() => {
+                tracing::info!(target: "audit", index = outcome.index, "key ring: {}", next.what);
+                self.replica.wait_applied(outcome.index).await;
+                true
+            }
+            // Overtaken, or not this manager's to lead any more: it is planned again.
+            Ok(_) => false,
+            Err(error) => {
+                tracing::debug!(%error, "a step of the key ring was not proposed");
+                false
             }
         }
     }

@@ -94,6 +94,9 @@ pub fn left(state: &State) -> usize {
     let Some(cluster) = view::cluster(state) else {
         return 0;
     };
+    if cluster.key_ring.len() < 2 {
+        return 0; // there is nothing older: no need to look through every secret
+    }
     let newest = cluster.key_ring.last().map_or(0, |it| it.epoch);
     let mut cluster = cluster.clone();
     let of_cluster = places(&mut cluster)

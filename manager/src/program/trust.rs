@@ -77,27 +77,28 @@ async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
         member.renewed(member.identity.current().with_bundle(bundle)?)?;
         tracing::info!(target: "audit", "this manager trusts other roots now");
     }
-    relock(member, cluster).await?;
+    if relock(member, cluster)? {
+        // Said at once: whoever turned autolock on waits for it.
+        report(member, cluster).await?;
+        // The key in use stood in the clear. The first renewal takes another, the second makes the cluster forget it.
+        let _later = renewal::once(member).await && renewal::once(member).await;
+    }
     if due()? == Some(Due::Renew) {
         renewal::once(member).await;
     }
     report(member, cluster).await
 }
 
-/// Seals the key file as the cluster wants it.
-async fn relock(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
+/// Seals the key file as the cluster wants it; whether it stood in the clear until now.
+fn relock(member: &Member, cluster: &Cluster) -> anyhow::Result<bool> {
     let wanted = lock::generation(cluster);
     if locked_with(member) == wanted {
-        return Ok(());
+        return Ok(false);
     }
     let was_open = locked_with(member) == 0;
     member.lock_with(lock::wanted(cluster, &member.key_ring)?)?;
     tracing::info!(target: "audit", unlock_key = wanted, "this manager's key file is sealed anew");
-    if was_open {
-        // The key in use stood in the clear. The first renewal takes another, the second makes the cluster forget it.
-        let _later = renewal::once(member).await && renewal::once(member).await;
-    }
-    Ok(())
+    Ok(was_open)
 }
 
 /// The unlock key that this manager's key file is sealed with; 0: none.

@@ -16,6 +16,10 @@ use super::{Key, State, audit, object};
 /// The highest command level that this program applies.
 pub const LEVEL: u32 = 1;
 
+/// Requests that the cluster object remembers. The leader and other managers change it, too, between an operator's request and
+/// its retry some seconds later.
+const REQUESTS: usize = 16;
+
 /// Removed keys that are remembered at once. They are part of the cluster object, which is written whole: 60 KB with
 /// these. Beyond it the oldest key of a worker or operator is forgotten: those are served by a positive list anyway, so
 /// their tombstones only add to it. A manager's is never forgotten early, since Raft methods know no other list.
@@ -214,6 +218,21 @@ impl Run<'_> {
         }
     }
 
+    /// What the cluster object remembers of requests, this one included unless it is a leader's step.
+    fn requests(&self, before: Option<&Arc<Object>>) -> Vec<Vec<u8>> {
+        let mut requests = match before.and_then(|before| before.object.as_ref()) {
+            Some(Any::Cluster(before)) => before.requests.clone(),
+            _ => Vec::new(),
+        };
+        let request = &self.transaction.request_id;
+        if self.transaction.term == 0 && !request.is_empty() && !requests.contains(request) {
+            requests.push(request.clone());
+        }
+        let surplus = requests.len().saturating_sub(REQUESTS);
+        requests.drain(..surplus);
+        requests
+    }
+
     /// The objects that this transaction wrote, as they stand.
     fn written(&self) -> impl Iterator<Item = &Arc<Object>> {
         let changes = self.transaction.changes.iter();
@@ -266,8 +285,7 @@ impl Run<'_> {
             if creates && found.is_none() {
                 return false;
             }
-            let meta = found.and_then(|found| object::meta(found));
-            wrote |= meta.is_some_and(|meta| meta.last_request == *request);
+            wrote |= found.is_some_and(|found| wrote_it(found, request));
         }
         wrote && !request.is_empty()
     }
@@ -654,6 +672,9 @@ impl Run<'_> {
             last_actor,
         };
         object::set_meta(&mut new, meta);
+        if let Some(Any::Cluster(cluster)) = &mut new.object {
+            cluster.requests = self.requests(before);
+        }
         self.event(event::Change::Put(new.clone()));
         self.state.insert(key, Arc::new(new));
         Ok(())
@@ -690,6 +711,14 @@ fn sealed_under(object: &Object, known: impl Fn(u32) -> bool) -> bool {
                 && lock.into_iter().all(|it| known(&it.key))
         }
         _ => true,
+    }
+}
+
+/// Whether this request wrote the object: last of all, or, of the cluster object, lately.
+fn wrote_it(object: &Object, request: &Vec<u8>) -> bool {
+    match &object.object {
+        Some(Any::Cluster(cluster)) => cluster.requests.contains(request),
+        _ => object::meta(object).is_some_and(|meta| meta.last_request == *request),
     }
 }
 

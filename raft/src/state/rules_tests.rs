@@ -8,7 +8,7 @@ use bulkhead_proto::wire::{
 };
 use prost::Message as _;
 
-use super::{Decoder, Key, State, apply::TOMBSTONES, chunks};
+use super::{Decoder, Key, State, apply::TOMBSTONES, chunks, object};
 
 const DAY: i64 = 86_400_000;
 
@@ -675,4 +675,62 @@ fn a_secret_that_is_sealed_anew_is_still_the_one_that_its_maker_asked_for() {
     assert_eq!(request(&mut state, 3, Step::Replace(secret(3, 6))), None);
     let other = request(&mut state, 1, Step::Create(secret(1, 5)));
     assert_eq!(other, Some(RejectionCode::Exists), "that was a change");
+}
+
+#[test]
+fn a_request_finds_itself_although_the_leader_went_on_with_the_cluster_since() {
+    let step = |state: &mut State, request: u8, term: u64, reseal: u32| {
+        let cluster = object(Any::Cluster(Cluster {
+            id: vec![1; 16],
+            reseal,
+            ..Default::default()
+        }));
+        let known = state.list(Kind::Cluster).next();
+        let version = known
+            .and_then(|it| object::meta(it))
+            .map_or(0, |meta| meta.version);
+        let read = Condition::VersionIs(VersionIs {
+            object: Some(Key::new(Kind::Cluster, [1; 16]).to_wire()),
+            version,
+        });
+        let (preconditions, change) = match known {
+            None => (Vec::new(), Step::Create(cluster)),
+            Some(_) => (vec![read], Step::Replace(cluster)),
+        };
+        let transaction = Transaction {
+            level: 1,
+            request_id: vec![request; 16],
+            term,
+            preconditions: preconditions
+                .into_iter()
+                .map(|it| Precondition {
+                    precondition: Some(it),
+                })
+                .collect(),
+            changes: vec![Change { change: Some(change) }],
+            ..Default::default()
+        };
+        let index = state.index() + 1;
+        let applied = state.apply(index, 5, &transaction.encode_to_vec());
+        assert_eq!(applied.expect("a known level").outcome.rejection, None);
+        let Some(Any::Cluster(cluster)) = &state.list(Kind::Cluster).next().expect("made").object else {
+            unreachable!("the key says cluster")
+        };
+        (cluster.reseal, cluster.requests.clone())
+    };
+    let mut state = State::default();
+    step(&mut state, 1, 0, 1);
+    step(&mut state, 2, 0, 2);
+    assert_eq!(step(&mut state, 3, 5, 3).0, 3, "the leader's step");
+    let (reseal, requests) = step(&mut state, 2, 0, 9);
+    assert_eq!(reseal, 3, "the retry changes nothing");
+    assert_eq!(
+        requests,
+        [vec![1; 16], vec![2; 16]],
+        "a leader's step is no request"
+    );
+    for request in 10..60 {
+        step(&mut state, request, 0, u32::from(request));
+    }
+    assert_eq!(step(&mut state, 60, 0, 0).1.len(), 16);
 }

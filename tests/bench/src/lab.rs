@@ -375,6 +375,19 @@ impl Lab {
         bail!("no manager leads")
     }
 
+    /// Connections that stand, to every manager but one.
+    pub(crate) async fn others(&self, than: usize) -> anyhow::Result<Vec<Control>> {
+        let mut others = Vec::new();
+        for (at, manager) in self.managers.iter().enumerate() {
+            if at != than {
+                let mut control = self.operator()?.control(&manager.address)?;
+                status(&mut control).await?;
+                others.push(control);
+            }
+        }
+        Ok(others)
+    }
+
     /// Starts a node's program again and waits until the cluster is whole; how long the program itself took to be ready.
     pub(crate) async fn revive(&mut self, role: Role, at: usize) -> anyhow::Result<Duration> {
         let place = self.place.clone();

@@ -152,6 +152,7 @@ impl Derived<'_> {
             former: None,
             key_ring: Vec::new(),
             desired_voters: Vec::new(),
+            requests: Vec::new(),
             tombstones: match self.folded.tombstones {
                 true => Vec::new(),
                 false => cluster.tombstones.clone(),

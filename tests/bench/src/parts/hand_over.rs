@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::Bench;
 use crate::client::{Control, create, secret};
-use crate::lab::{Lab, status};
+use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
 
@@ -47,14 +47,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
 
 async fn hand_over(lab: &mut Lab) -> anyhow::Result<Duration> {
     let leader = lab.leader().await?;
-    let mut others = Vec::new();
-    for (at, manager) in lab.managers.iter().enumerate() {
-        if at != leader {
-            let mut control = lab.operator()?.control(&manager.address)?;
-            status(&mut control).await?;
-            others.push(control);
-        }
-    }
+    let others = lab.others(leader).await?;
     let over = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..WRITERS)
         .map(|at| {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Bench;
 use crate::client::{create, secret};
-use crate::lab::{Lab, status};
+use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
 
@@ -45,14 +45,7 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
 
 async fn kill_leader(lab: &mut Lab) -> anyhow::Result<Duration> {
     let leader = lab.leader().await?;
-    let mut others = Vec::new();
-    for (at, manager) in lab.managers.iter().enumerate() {
-        if at != leader {
-            let mut control = lab.operator()?.control(&manager.address)?;
-            status(&mut control).await?;
-            others.push(control);
-        }
-    }
+    let mut others = lab.others(leader).await?;
     let write = secret(vec![0xA5; 1_024])?;
     let start = Instant::now();
     lab.managers[leader].kill()?;
