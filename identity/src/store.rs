@@ -64,6 +64,8 @@ pub struct ManagerPart {
     pub epoch: u64,
     /// The store's random id: part of the associated data of each record.
     pub store: [u8; 16],
+    /// Whether the store was made: from then on one that is not there was lost, with what it acknowledged.
+    pub made: bool,
     /// Seals log, vote and snapshots.
     pub data_key: Zeroizing<[u8; 32]>,
     /// The data key of before, while something sealed under it is still on disk.
@@ -209,6 +211,8 @@ struct ManagerRecord {
     advertise: String,
     #[prost(bytes = "vec", tag = "8")]
     former_data_key: Vec<u8>,
+    #[prost(bool, tag = "9")]
+    made: bool,
 }
 
 /// A locked file: what may be read, and what is sealed for exactly that.
@@ -408,6 +412,7 @@ impl KeyFile {
                     .former_data_key
                     .as_ref()
                     .map_or(Vec::new(), |key| key.to_vec()),
+                made: part.made,
             }),
             standby: self.standby.as_ref().map(|part| StandbyRecord {
                 listen: part.listen.clone(),
@@ -556,6 +561,7 @@ fn manager_part(mut record: ManagerRecord) -> Result<ManagerPart, &'static str> 
             .as_slice()
             .try_into()
             .map_err(|_| "its store id has another length")?,
+        made: record.made,
         data_key: secret(&record.data_key)?,
         former_data_key: match record.former_data_key.is_empty() {
             true => None,
@@ -661,6 +667,7 @@ mod tests {
                 member: MemberId(1),
                 epoch: 2,
                 store: [3; 16],
+                made: true,
                 data_key: Zeroizing::new([4; 32]),
                 former_data_key: None,
                 envelope_key: Zeroizing::new([5; 32]),

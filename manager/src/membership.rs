@@ -156,6 +156,60 @@ pub fn leave(state: &State, member: u64, alive: &BTreeSet<u64>) -> Result<Step, 
     Ok(want(cluster, &next, vec![node]))
 }
 
+/// Why a manager whose store is lost is not taken back, or not yet.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TakeBackError {
+    /// The state has no such manager.
+    #[error("the cluster lists no such manager")]
+    Unknown,
+    /// It is on its way out.
+    #[error("this manager is leaving the quorum")]
+    Leaves,
+    /// It is heard: two programs have its key, or the one before ended a moment ago.
+    #[error("member {0} answers: a program with this manager's key runs, or ended a moment ago")]
+    Answers(u64),
+    /// The store's id is none.
+    #[error("a store's id has 16 bytes")]
+    Store,
+}
+
+/// Plans the return of a manager whose store is lost: as a new member that has acknowledged nothing. Nothing where it
+/// was done before.
+///
+/// # Errors
+/// [`TakeBackError`].
+pub fn take_back(
+    state: &State,
+    node: &[u8],
+    store: &[u8],
+    alive: &BTreeSet<u64>,
+) -> Result<Option<(wire::Precondition, wire::Change)>, TakeBackError> {
+    let record = view::managers(state)
+        .find(|it| it.id == node)
+        .ok_or(TakeBackError::Unknown)?;
+    if store.len() != 16 {
+        return Err(TakeBackError::Store);
+    }
+    if record.store == store {
+        return Ok(None);
+    }
+    if leaves(record) {
+        return Err(TakeBackError::Leaves);
+    }
+    if alive.contains(&record.member_id) {
+        return Err(TakeBackError::Answers(record.member_id));
+    }
+    let new = Node {
+        store: store.to_vec(),
+        // Said anew by the new member.
+        opened_epoch: 0,
+        resealed: 0,
+        ..record.clone()
+    };
+    let read = unchanged(reference(Kind::Node, &record.id), record.meta.as_ref());
+    Ok(Some((read, replace(object::Object::Node(new)))))
+}
+
 /// Whether a manager may be demoted, as far as the records say: the leader decides once more when it leaves.
 ///
 /// # Errors
@@ -203,6 +257,7 @@ fn forget(node: &Node, now_ms: i64) -> Step {
                 envelope_key: Vec::new(),
                 locked_with: 0,
                 resealed: 0,
+                store: Vec::new(),
                 ..node.clone()
             })),
         }),
@@ -406,6 +461,44 @@ mod tests {
             raft(&[&[7]], &[7]),
             None,
         );
+    }
+
+    #[test]
+    fn a_manager_whose_store_is_lost_is_a_new_member_and_the_former_one_goes() {
+        let three = || state(&[1, 2, 3], &[(1, 1), (2, 1), (3, 1)]);
+        let ask = |state: &State, node: u8, store: &[u8], alive: &[u64]| {
+            take_back(state, &[node; 16], store, &alive.iter().copied().collect())
+        };
+        let refused =
+            |node, store: &[u8], alive: &[u64]| ask(&three(), node, store, alive).expect_err("refused");
+        assert_eq!(refused(4, &[7; 16], &[1, 2]), TakeBackError::Unknown);
+        assert_eq!(refused(3, &[7; 15], &[1, 2]), TakeBackError::Store);
+        assert_eq!(refused(3, &[7; 16], &[1, 2, 3]), TakeBackError::Answers(3));
+
+        let planned = ask(&three(), 3, &[7; 16], &[1, 2]).expect("taken back");
+        let (_, change) = planned.expect("to be committed");
+        let taken = apply(three(), vec![change]);
+        // A retry changes nothing; another store is one more loss.
+        assert_eq!(ask(&taken, 3, &[7; 16], &[1, 2]), Ok(None));
+        let again = ask(&taken, 3, &[8; 16], &[1, 2]).expect("taken back");
+        assert!(again.is_some());
+        let record = managers(&taken).into_values().find(|it| it.id == [3; 16]);
+        let record = record.expect("its record").clone();
+        assert!(record.member_id > 3 && record.opened_epoch == 0);
+
+        let (left, step) = settle(taken, &raft(&[&[1, 2, 3]], &[1, 2, 3]));
+        assert_eq!(step, reconcile(&[1, 2], &[3]), "the former member leaves");
+        let fresh = record.member_id;
+        let learns = raft(&[&[1, 2]], &[1, 2, fresh]);
+        let (left, step) = settle(left, &learns);
+        assert_eq!(step, None, "it has proved nothing yet");
+        let proved = managers(&left)[&fresh].clone();
+        let proved = Node {
+            opened_epoch: 1,
+            ..proved
+        };
+        let left = apply(left, vec![replace(object::Object::Node(proved))]);
+        assert_eq!(settle(left, &learns).1, reconcile(&[1, 2, fresh], &[]));
     }
 
     #[test]

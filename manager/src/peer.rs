@@ -15,8 +15,8 @@ use bulkhead_proto::wire::{
     HasBlobResponse, JoinRaftRequest, JoinRaftResponse, Kind, LeaveRaftRequest, LeaveRaftResponse,
     LivenessReport, LivenessReportResponse, LogUp, Node, OfferBlobRequest, OfferBlobResponse, Precondition,
     ReadIndexRequest, ReadIndexResponse, RegisterEnvelopeKeyRequest, RegisterEnvelopeKeyResponse,
-    RejectionCode, RelayLogsRequest, Transaction, VersionIs, change::Change as Step, object::Object as Any,
-    precondition::Precondition as Condition,
+    RejectionCode, RelayLogsRequest, TakeBackRequest, TakeBackResponse, Transaction, VersionIs,
+    change::Change as Step, object::Object as Any, precondition::Precondition as Condition,
 };
 use bulkhead_proto::{Code, NodeId, TaskId, limits};
 use bulkhead_raft::state::{Key, State};
@@ -255,6 +255,26 @@ impl Peer for PeerService {
     ) -> Result<Response<LeaveRaftResponse>, Status> {
         let caller = self.caller(&request)?;
         Ok(Response::new(self.0.gate.leave(&caller).await?))
+    }
+
+    async fn take_back(
+        &self,
+        request: Request<TakeBackRequest>,
+    ) -> Result<Response<TakeBackResponse>, Status> {
+        let caller = self.caller(&request)?;
+        let actor = Principal::of(&request)?.actor.clone();
+        let answer = self
+            .0
+            .gate
+            .take_back(&actor, &caller, request.into_inner())
+            .await?;
+        tracing::warn!(
+            target: "audit",
+            actor,
+            raft.member = answer.member_id,
+            "a manager whose store is lost is a new member now"
+        );
+        Ok(Response::new(answer))
     }
 
     async fn has_blob(&self, request: Request<HasBlobRequest>) -> Result<Response<HasBlobResponse>, Status> {

@@ -204,13 +204,14 @@ impl Manager {
                 member: 1,
             },
             entropy: entropy.clone(),
-            network: Network::new(dialer.clone(), binding),
+            network: Network::new(dialer.clone(), binding, Default::default()),
             timing: Timing::default(),
             log: Options {
                 segment_bytes: 1 << 20,
                 ..Options::default()
             },
             blocking: Default::default(),
+            witness: Default::default(),
         })
         .await
         .expect("a replica");

@@ -142,6 +142,7 @@ impl Method {
             | Method::PeerRegisterEnvelopeKey
             | Method::PeerJoinRaft
             | Method::PeerLeaveRaft
+            | Method::PeerTakeBack
             | Method::PeerHasBlob
             | Method::PeerPullBlob
             | Method::PeerOfferBlob

@@ -27,7 +27,7 @@ use crate::membership::{CAUGHT_UP, Facts, Step, next_step};
 use crate::runtime::{Runtime, seeded};
 use crate::state::{Compacted, State};
 use crate::state_machine::{Keeper, StateMachine, View};
-use crate::{Command, Member, Membership, TypeConfig};
+use crate::{Command, LogId, Member, Membership, TypeConfig};
 
 pub use leadership::Leadership;
 pub use parts::{Core, Disk, Parts, StartError, Timing};
@@ -196,9 +196,9 @@ impl Replica {
         N: RaftNetworkFactory<TypeConfig>,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = State>,
     {
-        let core = parts.open().await?;
+        let (core, recovered) = parts.open().await?;
         let store = core.log.clone();
-        let replica = Self::start_over(core).await?;
+        let replica = seeded(core.seed, Self::assemble(core, recovered.purged)).await?;
         *replica.0.store.lock().unwrap_or_else(PoisonError::into_inner) = Some(store);
         Ok(replica)
     }
@@ -213,11 +213,11 @@ impl Replica {
         N: RaftNetworkFactory<TypeConfig>,
         N::Network: NetSnapshot<TypeConfig, SnapshotData = State>,
     {
-        let seed = core.seed;
-        seeded(seed, Self::assemble(core)).await
+        seeded(core.seed, Self::assemble(core, None)).await
     }
 
-    async fn assemble<L, N>(core: Core<L, N>) -> Result<Self, StartError>
+    /// `purged`: the last entry that only the snapshot can hold.
+    async fn assemble<L, N>(core: Core<L, N>, purged: Option<LogId>) -> Result<Self, StartError>
     where
         L: RaftLogStorage<TypeConfig>,
         N: RaftNetworkFactory<TypeConfig>,
@@ -227,6 +227,9 @@ impl Replica {
         let lease = Duration::from_millis(core.timing.election_ms.end) * LEASE_TIMEOUTS;
         let (machine, view) =
             StateMachine::load(core.snapshots, core.blocking).map_err(StartError::Snapshot)?;
+        if let Some(purged) = purged.filter(|purged| machine.last() < Some(*purged)) {
+            return Err(StartError::NoSnapshot { purged: purged.index });
+        }
         let keeper = machine.keeper();
         let raft = Raft::new(core.member, config, core.network, core.log, machine)
             .await

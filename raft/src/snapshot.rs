@@ -27,7 +27,7 @@ const FORMAT: u8 = 1;
 /// Why a snapshot on disk is not taken. Inside an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the snapshot is damaged: {} at byte {offset}: {what}; remove this manager from the cluster and join it again",
+    "the snapshot is damaged: {} at byte {offset}: {what}",
     file.display()
 )]
 pub struct Damaged {

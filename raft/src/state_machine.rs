@@ -259,6 +259,11 @@ impl StateMachine {
         Ok((machine, view))
     }
 
+    /// The last entry that was applied.
+    pub(crate) fn last(&self) -> Option<LogId> {
+        self.last
+    }
+
     /// What keeps its snapshots.
     pub(crate) fn keeper(&self) -> Keeper {
         self.keeper.clone()

@@ -194,6 +194,7 @@ impl Cluster {
                 ..Options::default()
             },
             blocking: Blocking::Inline,
+            witness: Default::default(),
         };
         // A folder that a simulated power loss took away is made again; whatever was acknowledged in it was synced.
         match Replica::start(parts).await {

@@ -84,13 +84,14 @@ impl Cell {
                 member: 1,
             },
             entropy: Arc::new(SystemEntropy),
-            network: Network::new(Nobody, binding),
+            network: Network::new(Nobody, binding, Default::default()),
             timing: Timing::default(),
             log: Options {
                 segment_bytes: 1 << 20,
                 ..Options::default()
             },
             blocking: Default::default(),
+            witness: Default::default(),
         })
         .await
         .expect("a replica");

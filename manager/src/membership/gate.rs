@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_identity::seam::Clock;
-use bulkhead_proto::wire::{self, JoinRaftRequest, JoinRaftResponse, LeaveRaftResponse, Node};
+use bulkhead_proto::wire::{
+    self, JoinRaftRequest, JoinRaftResponse, LeaveRaftResponse, Node, TakeBackRequest, TakeBackResponse,
+};
 use bulkhead_proto::{Code, NodeId};
 use bulkhead_raft::{Member, MembershipError, Reconciled, Replica};
 use tokio::time::{MissedTickBehavior, interval};
@@ -12,9 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::silence::Silence;
-use super::{LeaveError, RaftMembers, Step, leave, plan};
+use super::{LeaveError, RaftMembers, Step, TakeBackError, leave, plan, take_back};
+use crate::ca::request_id;
 use crate::proposer::{ProposeError, Proposer};
-use crate::refusal::refuse;
+use crate::refusal::{not_proposed, refuse};
+use crate::view;
 
 /// Finds what no applied entry announces: a member that answers again.
 const RESYNC: Duration = Duration::from_millis(500);
@@ -84,6 +88,63 @@ impl Gate {
         Ok(JoinRaftResponse {
             voter,
             progress: progress.to_owned(),
+        })
+    }
+
+    /// Counts the calling manager as a new member, whose store holds nothing yet: it was lost, and with it what the
+    /// former member acknowledged. That this commits shows that a quorum does without the former member.
+    pub async fn take_back(
+        &self,
+        actor: &str,
+        caller: &Node,
+        request: TakeBackRequest,
+    ) -> Result<TakeBackResponse, Status> {
+        self.leading()?;
+        let id = request_id(&request.request_id)?;
+        let state = self.replica.state();
+        let alive = self.replica.members().alive;
+        let planned = take_back(&state, &caller.id, &request.store, &alive).map_err(|error| {
+            let (code, hint) = match error {
+                TakeBackError::Unknown | TakeBackError::Leaves => (
+                    Code::Denied,
+                    "empty its data folder, and join it again with a ticket",
+                ),
+                TakeBackError::Answers(_) => (
+                    Code::NotReady,
+                    "it is tried again by itself; stop the other program, where there is one",
+                ),
+                TakeBackError::Store => (Code::Invalid, "use managers of the same version"),
+            };
+            refuse(code, tonic::Code::FailedPrecondition, error.to_string(), hint)
+        })?;
+        if let Some((read, change)) = planned {
+            let outcome = self
+                .proposer
+                .client(actor, id, vec![read], vec![change])
+                .await
+                .map_err(|error| not_proposed(&error))?;
+            if let Some(rejection) = outcome.rejection {
+                return Err(refuse(
+                    Code::Conflict,
+                    tonic::Code::Aborted,
+                    rejection.detail,
+                    "it is tried again by itself",
+                ));
+            }
+            self.replica.wait_applied(outcome.index).await;
+        }
+        let state = self.replica.state();
+        let record = view::managers(&state).find(|it| it.id == caller.id);
+        let (Some(record), Some(cluster)) = (record, view::cluster(&state)) else {
+            return Err(crate::authz::stale());
+        };
+        if record.store != request.store {
+            return Err(crate::authz::stale()); // another question of the same manager overtook this one
+        }
+        Ok(TakeBackResponse {
+            member_id: record.member_id,
+            epoch: cluster.epoch,
+            index: state.index(),
         })
     }
 

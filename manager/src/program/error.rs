@@ -53,6 +53,18 @@ pub enum ProgramError {
     /// The replica does not start.
     #[error("the replica does not start")]
     Replica(#[from] StartError),
+    /// What it acknowledged is not all there any more, and no leader took it back as a new member.
+    #[error(
+        "this manager's store is lost ({lost}), and it was not taken back as a new member ({why}): bring a majority of \
+         the managers up without it, then start it again; where the others are gone for good, see \
+         docs/operations/lose-quorum.md"
+    )]
+    Lost {
+        /// What became of the store.
+        lost: String,
+        /// What the others said.
+        why: String,
+    },
     /// The image store.
     #[error("cannot use the image store {path}")]
     Images {
@@ -82,7 +94,9 @@ impl ProgramError {
             Self::Replica(StartError::Log(OpenError::Io { .. }) | StartError::Snapshot(_))
             | Self::Folder { .. } => IO,
             Self::Stopped(Fatal::Store(_)) | Self::Images { .. } => IO,
-            Self::Replica(StartError::Log(_)) | Self::Keys(StoreError::Damaged { .. }) => DATA,
+            Self::Replica(StartError::Log(_))
+            | Self::Lost { .. }
+            | Self::Keys(StoreError::Damaged { .. }) => DATA,
             Self::Replica(_) | Self::Stopped(_) | Self::Piece(_) | Self::Key(_) => SOFTWARE,
             Self::Socket { .. }
             | Self::Listen { .. }

@@ -11,11 +11,12 @@ use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::store::{KeyFile, ManagerPart};
 use bulkhead_identity::{Credentials, Identity, UnlockKey, tls};
 use bulkhead_proto::NodeId;
+use bulkhead_proto::wire::ManagerAddress;
 use bulkhead_raft::encryption::{DataKey, DataKeys, Sealing};
 use bulkhead_raft::file_system::RealFileSystem;
 use bulkhead_raft::log_store::OpenError;
 use bulkhead_raft::runtime::Blocking;
-use bulkhead_raft::transport::{Binding, Network, RaftService};
+use bulkhead_raft::transport::{Binding, Network, RaftService, Witness};
 use bulkhead_raft::{Parts, Replica, StartError, Timing, log_store};
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
@@ -29,8 +30,8 @@ use zeroize::Zeroizing;
 use super::binding::Speakers;
 use super::error::ProgramError;
 use super::local::LocalService;
-use super::recover;
 use super::tasks::Tasks;
+use super::{offline, recover};
 use crate::audit::Notes;
 use crate::authz::{AuthzLayer, Listing};
 use crate::ca::{self, Ca, EnrolmentService};
@@ -50,6 +51,8 @@ const LOCAL_BACKLOG: usize = 64;
 /// A program that ends holds its log for a moment longer: readers of it end after consensus does.
 pub(super) const UNLOCKED: Duration = Duration::from_secs(3);
 pub(super) const LOCKED: Duration = Duration::from_millis(50);
+/// What the others said of their stores is written down this often.
+const REMEMBERED: Duration = Duration::from_secs(1);
 /// Freshness is looked at this often, and waited for at most so long, when this manager has just become one.
 const FRESH_POLL: Duration = Duration::from_millis(10);
 const FRESH_WAIT: Duration = Duration::from_secs(3);
@@ -81,6 +84,26 @@ impl Machine {
         remove(&self.store(epoch))
     }
 
+    /// What this manager remembers of the others' stores.
+    fn members(&self) -> PathBuf {
+        self.data.join("members")
+    }
+
+    /// The place of a store that was lost: what is left of it, for whoever looks for the reason. Its key is gone.
+    pub(super) fn damaged(&self) -> PathBuf {
+        self.data.join("raft-damaged")
+    }
+
+    /// Puts the store of an epoch aside, in the place of the one that was put there before.
+    pub(super) fn put_aside(&self, epoch: u64) -> io::Result<()> {
+        let aside = self.damaged();
+        remove(&aside)?;
+        match std::fs::rename(self.store(epoch), aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// A join that waits for approval.
     pub(super) fn joining(&self) -> PathBuf {
         self.data.join("joining")
@@ -100,6 +123,10 @@ impl Machine {
             if name == "raft" || name.starts_with("raft-") {
                 remove(&entry.path())?;
             }
+        }
+        match std::fs::remove_file(self.members()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
         }
         remove(&self.images())
     }
@@ -154,6 +181,8 @@ pub(super) struct Member {
     /// What changes no object, for the audit log.
     pub(super) notes: Notes,
     data_keys: Arc<DataKeys>,
+    /// What is remembered of the members' stores, this one's included.
+    pub(super) witness: Witness,
     /// Cancelled once the cluster counts on this manager no more: then everything ends, and is forgotten.
     pub(super) left: CancellationToken,
     /// Cancelled once it is a standby in the cluster: then its store goes, and it goes on as one.
@@ -197,6 +226,19 @@ impl Member {
             return Err(error.into());
         }
         Ok(self.identity.replace(credentials)?)
+    }
+
+    /// Keeps where the managers are reached, for a start at which the store does not tell.
+    pub(super) fn keep_managers(&self, managers: Vec<ManagerAddress>) -> Result<(), ProgramError> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.managers == managers {
+            return Ok(());
+        }
+        let old = std::mem::replace(&mut keys.managers, managers);
+        keys.save(&self.machine.keys()).map_err(|error| {
+            keys.managers = old;
+            error.into()
+        })
     }
 
     /// Seals the key file with this unlock key from now on, or with none.
@@ -251,11 +293,17 @@ impl Member {
     /// socket, which a member serves itself.
     pub(super) async fn start(
         machine: Machine,
-        keys: KeyFile,
+        mut keys: KeyFile,
         local_service: LocalService,
         recover: mpsc::Sender<recover::Order>,
         stop: CancellationToken,
     ) -> Result<(Arc<Member>, Tasks), ProgramError> {
+        if let Some(part) = keys.manager.as_mut().filter(|part| !part.made) {
+            // Before anything is acknowledged: an empty folder is a loss from then on.
+            offline::make(&machine, part).await?;
+            part.made = true;
+            keys.save(&machine.keys())?;
+        }
         let Some(part) = &keys.manager else {
             return Err(ProgramError::NotAManager(machine.data.clone()));
         };
@@ -268,7 +316,13 @@ impl Member {
         };
         let dialer = Dialer::new(identity.clone());
         let data_keys = data_keys(part);
-        let replica = start_replica(&machine, part, data_keys.clone(), binding, dialer.clone()).await?;
+        let members = machine.members();
+        let witness = Witness::open(&RealFileSystem, &members).map_err(|source| ProgramError::Folder {
+            path: members,
+            source,
+        })?;
+        let (keys_of_store, dial) = (data_keys.clone(), dialer.clone());
+        let replica = start_replica(&machine, part, keys_of_store, binding, dial, witness.clone()).await?;
         let listen = part.listen.clone();
         let listener = TcpListener::bind(&listen)
             .await
@@ -351,7 +405,8 @@ impl Member {
             fresh: fresh.clone(),
             clock: clock.clone(),
         });
-        let raft_service = RaftService::new(&replica, binding, Arc::new(Speakers(replica.clone())));
+        let speakers = Arc::new(Speakers(replica.clone()));
+        let raft_service = RaftService::new(&replica, binding, speakers, witness.clone());
 
         let mut tasks = Tasks::new(stop);
         let (health, health_loop) = control_api::health(fresh.clone(), tasks.stop());
@@ -387,6 +442,10 @@ impl Member {
         });
         let stop = tasks.stop();
         tasks.spawn("freshness", fresh.clone().follow(peers.clone(), stop.clone()));
+        tasks.spawn(
+            "the memory of the others' stores",
+            remember(witness.clone(), stop.clone()),
+        );
         tasks.spawn("the health service", health_loop);
         tasks.spawn("the key list", {
             let stop = stop.clone();
@@ -469,6 +528,7 @@ impl Member {
             advertise,
             notes,
             data_keys,
+            witness,
             left: CancellationToken::new(),
             demoted: CancellationToken::new(),
             local,
@@ -503,6 +563,7 @@ async fn start_replica(
     keys: Arc<DataKeys>,
     binding: Binding,
     dialer: Dialer,
+    witness: Witness,
 ) -> Result<Replica, ProgramError> {
     let sealing = sealing(part, keys);
     let until = Instant::now() + UNLOCKED;
@@ -513,14 +574,36 @@ async fn start_replica(
             folder: machine.store(part.epoch),
             sealing: sealing.clone(),
             entropy: machine.entropy.clone(),
-            network: Network::new(dialer.clone(), binding),
+            network: Network::new(dialer.clone(), binding, witness.clone()),
             timing: Timing::default(),
-            log: log_store::Options::default(),
+            log: log_store::Options {
+                made: part.made,
+                ..log_store::Options::default()
+            },
             blocking: Blocking::Threads,
+            witness: witness.clone(),
         };
         match Replica::start(parts).await {
             Err(StartError::Log(OpenError::Locked { .. })) if Instant::now() < until => sleep(LOCKED).await,
             started => return Ok(started?),
+        }
+    }
+}
+
+/// Writes down each second what the others said of their stores, and once more at the end.
+async fn remember(witness: Witness, stop: CancellationToken) {
+    let mut stopped = false;
+    while !stopped {
+        stopped = tokio::select! {
+            biased;
+            () = stop.cancelled() => true,
+            () = sleep(REMEMBERED) => false,
+        };
+        let kept = witness.clone();
+        match tokio::task::spawn_blocking(move || kept.keep()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "what the others said of their stores was not written"),
+            Err(error) => tracing::warn!(%error, "what the others said of their stores was not written"),
         }
     }
 }

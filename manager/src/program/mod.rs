@@ -18,6 +18,7 @@ mod reseal;
 mod restore;
 mod stage;
 mod standby;
+mod take_back;
 mod tasks;
 mod trust;
 
@@ -33,6 +34,7 @@ use bulkhead_identity::seam::{SystemClock, SystemEntropy};
 use bulkhead_identity::store::{KeyFile, StoreError};
 use bulkhead_proto::Role;
 use bulkhead_proto::wire::JoinRequest;
+use bulkhead_raft::transport::RolledBack;
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
@@ -47,6 +49,7 @@ use self::local::{JoinOrder, LocalService};
 use self::member::{Machine, Member};
 use self::stage::{Stage, Stages};
 use self::standby::Standby;
+use crate::refusal::chain;
 
 pub use self::error::ProgramError;
 
@@ -224,13 +227,24 @@ enum End {
     Left,
     Demoted,
     Recover(recover::Order),
+    /// Its store is older than what others remember of it.
+    RolledBack(RolledBack),
     Failure(ProgramError),
 }
 
 impl Program {
-    /// Starts as a member that was one before, and becomes a voter again if it is none.
+    /// Starts as a member that was one before, and becomes a voter again if it is none. One whose store is lost comes
+    /// back as a new member.
     async fn go_on(self: &Arc<Self>, keys: KeyFile) -> Result<Arc<Member>, ProgramError> {
-        let member = self.start(keys).await?;
+        let lock = keys.lock.clone();
+        let member = match self.start(keys).await {
+            Err(ProgramError::Replica(lost)) if lost.is_loss() => {
+                let keys = KeyFile::open(&self.machine.keys(), lock.as_ref())?;
+                self.start(take_back::take_back(&self.machine, keys, chain(&lost)).await?)
+                    .await?
+            }
+            started => started?,
+        };
         let (joining, stop) = (member.clone(), self.stop.clone());
         self.work
             .spawn(async move { admission::become_voter(&joining, &stop).await });
@@ -269,17 +283,24 @@ impl Program {
                 () = watched.left.cancelled() => End::Left,
                 () = watched.demoted.cancelled() => End::Demoted,
                 Some(order) = recoveries.recv() => End::Recover(order),
+                found = watched.witness.rolled_back() => End::RolledBack(found),
                 fatal = watched.replica.stopped() => End::Failure(ProgramError::Stopped(fatal)),
                 name = tasks.ended_early() => End::Failure(ProgramError::Piece(name)),
             };
             let (left, demoted) = (matches!(end, End::Left), matches!(end, End::Demoted));
-            let mut recovery = None;
+            let (mut recovery, mut lost) = (None, None);
             match end {
                 // Whatever was asked to end by the stop may be seen here first.
                 End::Failure(error) if !program.stop.is_cancelled() => {
                     let _ending = program.failed.try_send(error); // a full queue has a reason to end already
                 }
                 End::Recover(order) => recovery = Some(order),
+                End::RolledBack(found) => {
+                    program.stage.is(Stage::Entering {
+                        detail: "its store was put back from a copy: it asks to be taken back".to_owned(),
+                    });
+                    lost = Some(found);
+                }
                 End::Stop | End::Left | End::Demoted | End::Failure(_) => {}
             }
             if !left && !demoted && watched.replica.leadership().borrow().leading.is_some() {
@@ -293,13 +314,28 @@ impl Program {
                 program.stage.left(&program.machine.forget());
             }
             if let Some(order) = recovery {
-                recover::carry_out(&program, order, lock).await;
+                recover::carry_out(&program, order, lock.as_ref()).await;
             }
             if demoted {
                 program.is_standby_now().await;
             }
+            if let Some(lost) = lost {
+                program.begin_anew(lost, lock.as_ref()).await;
+            }
         });
         Ok(member)
+    }
+
+    /// Goes on as a new member, whose store holds nothing yet.
+    async fn begin_anew(self: &Arc<Self>, lost: RolledBack, lock: Option<&UnlockKey>) {
+        let begun = async {
+            let keys = KeyFile::open(&self.machine.keys(), lock)?;
+            let keys = take_back::take_back(&self.machine, keys, lost.to_string()).await?;
+            go_on_as(self.clone(), keys).await
+        };
+        if let Err(error) = begun.await {
+            let _ending = self.failed.try_send(error); // a full queue has a reason to end already
+        }
     }
 
     /// The manager's key file gives way to the standby's; its store goes with the first step as one.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use bulkhead_identity::store::ManagerPart;
 use bulkhead_proto::NodeId;
-use bulkhead_raft::Member as RaftMember;
 use bulkhead_raft::file_system::RealFileSystem;
-use bulkhead_raft::log_store::Options;
+use bulkhead_raft::log_store::{LogStore, Options};
 use bulkhead_raft::offline::Store;
 use bulkhead_raft::runtime::Blocking;
 use bulkhead_raft::state::State;
+use bulkhead_raft::{Member as RaftMember, StartError};
 
 use super::member::{Machine, data_keys, sealing};
 
@@ -22,6 +22,17 @@ pub(super) fn store(machine: &Machine, part: &ManagerPart) -> Store {
         entropy: machine.entropy.clone(),
         log: Options::default(),
     }
+}
+
+/// Makes the empty store of a key file, which is not to say that there is one before there is.
+pub(super) async fn make(machine: &Machine, part: &ManagerPart) -> Result<(), StartError> {
+    let (folder, sealing) = (machine.store(part.epoch), sealing(part, data_keys(part)));
+    let entropy = machine.entropy.clone();
+    let fs = Arc::new(RealFileSystem);
+    let made = Blocking::Threads
+        .run(move || Ok(LogStore::open(fs, &folder, sealing, entropy, Options::default()).map(drop)));
+    made.await.map_err(StartError::Thread)??;
+    Ok(())
 }
 
 /// Makes the store that a key file is going to speak of. One that an earlier try left is removed: no key file ever spoke

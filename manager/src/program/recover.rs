@@ -103,14 +103,14 @@ fn raise(
 }
 
 /// Goes on as a new member, or as the old one where that fails. The old one has ended.
-pub(super) async fn carry_out(program: &Arc<Program>, order: Order, lock: Option<UnlockKey>) {
-    if let Err(error) = rebuild(&program.machine, &order, lock.as_ref()).await {
+pub(super) async fn carry_out(program: &Arc<Program>, order: Order, lock: Option<&UnlockKey>) {
+    if let Err(error) = rebuild(&program.machine, &order, lock).await {
         tracing::error!(
             error = format!("{error:#}"),
             "not recovered; this manager is what it was"
         );
     }
-    let resumed = match KeyFile::open(&program.machine.keys(), lock.as_ref()) {
+    let resumed = match KeyFile::open(&program.machine.keys(), lock) {
         Ok(keys) => super::go_on_as(program.clone(), keys).await,
         Err(error) => Err(error.into()),
     };
@@ -136,6 +136,7 @@ async fn rebuild(machine: &Machine, order: &Order, lock: Option<&UnlockKey>) -> 
     part.store = random(&*machine.entropy)?;
     part.data_key = Zeroizing::new(random(&*machine.entropy)?);
     part.former_data_key = None;
+    part.made = true;
     offline::plant(machine, part, node, raised.state).await?;
     keys.managers.clear(); // none of those that it knew is of this epoch
     keys.save(&machine.keys())?;

@@ -173,6 +173,7 @@ pub(super) async fn restore(
         member: raised.member,
         epoch: cluster.epoch,
         store: random(&*machine.entropy)?,
+        made: true,
         data_key: Zeroizing::new(random(&*machine.entropy)?),
         envelope_key: kept_envelope_key,
         former_data_key: None,

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::member::Member;
 use super::{record, renewal};
-use crate::ca::trust;
+use crate::ca::{self, trust};
+use crate::refusal::chain;
 use crate::{lock, view};
 
 /// Finds what failed before.
@@ -51,6 +52,9 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
         // What a replica that is catching up shows is the past: roots that were dropped since are not to be trusted.
         if member.fresh.is_fresh() && (ticked || version != seen) {
             seen = version;
+            if let Err(error) = member.keep_managers(ca::manager_addresses(&state)) {
+                tracing::warn!(error = chain(&error), "the managers' addresses could not be kept");
+            }
             if let Some(cluster) = view::cluster(&state)
                 && let Err(error) = once(member, cluster).await
             {
@@ -135,7 +139,7 @@ async fn come_back_by_key(member: &Member) {
             },
             Err(error) => tracing::debug!(
                 manager = other.address,
-                error = crate::refusal::chain(&error),
+                error = chain(&error),
                 "not taken back there"
             ),
         }

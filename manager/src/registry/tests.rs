@@ -213,6 +213,9 @@ impl Peer for Blobs {
     async fn join_raft(&self, _: Request<wire::JoinRaftRequest>) -> Answer<wire::JoinRaftResponse> {
         not_here()
     }
+    async fn take_back(&self, _: Request<wire::TakeBackRequest>) -> Answer<wire::TakeBackResponse> {
+        not_here()
+    }
     async fn leave_raft(&self, _: Request<wire::LeaveRaftRequest>) -> Answer<wire::LeaveRaftResponse> {
         not_here()
     }

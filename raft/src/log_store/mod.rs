@@ -19,9 +19,10 @@ use std::fmt;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_proto::wire::StoreMark;
 use futures::{Stream, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
@@ -69,6 +70,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// When batches are written.
     pub flushing: Flushing,
+    /// Whether the store was made before: then a folder without one is refused, since what it acknowledged is lost.
+    pub made: bool,
 }
 
 impl Default for Options {
@@ -77,7 +80,27 @@ impl Default for Options {
             segment_bytes: 16 << 20,
             cache_bytes: 4 << 20,
             flushing: Flushing::Thread,
+            made: false,
         }
+    }
+}
+
+/// The latest vote and entry of a store that are durable. Clones are handles to the same reading.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Durable(Arc<Mutex<StoreMark>>);
+
+impl Durable {
+    pub(crate) fn now(&self) -> StoreMark {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set(&self, vote_term: u64, (last_term, last_index): (u64, u64)) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = StoreMark {
+            vote_term,
+            last_term,
+            last_index,
+            ..StoreMark::default()
+        };
     }
 }
 
@@ -110,7 +133,7 @@ pub enum OpenError {
     },
     /// Something that was acknowledged is not there as it was written.
     #[error(
-        "the store is damaged: {} at byte {offset}: {what}; remove this manager from the cluster and join it again",
+        "the store is damaged: {} at byte {offset}: {what}",
         file.display()
     )]
     Damaged {
@@ -120,6 +143,12 @@ pub enum OpenError {
         offset: u64,
         /// What is wrong there.
         what: String,
+    },
+    /// It was made before, and is not there.
+    #[error("the store {} is gone, and with it what this manager acknowledged", folder.display())]
+    Missing {
+        /// The store's folder.
+        folder: PathBuf,
     },
     /// The disk refused.
     #[error("{} cannot be used; check the disk and the folder's owner", file.display())]
@@ -225,6 +254,11 @@ impl LogStore {
     /// The disk's own.
     pub fn remove_older(&self, first: u64) -> io::Result<bool> {
         self.shared().remove_older(first)
+    }
+
+    /// What of it is durable, from now on.
+    pub(crate) fn durable(&self) -> Durable {
+        self.shared().durable()
     }
 
     fn shared(&self) -> &Shared {

@@ -57,6 +57,11 @@ pub(super) fn open(
     })?;
     if !header::check(&**fs, folder, &sealing)? {
         refuse_remains(&**fs, folder, &sealing)?;
+        if options.made {
+            return Err(OpenError::Missing {
+                folder: folder.to_owned(),
+            });
+        }
         create(&**fs, folder, &sealing, &*entropy, options).map_err(io(folder))?;
     }
     let (mark, acknowledged) = Mark::open(&**fs, folder, &sealing.store)?;

@@ -50,6 +50,7 @@ pub(super) fn options() -> Options {
         segment_bytes: 5 * 4096,
         cache_bytes: 4096,
         flushing: Flushing::Inline,
+        made: false,
     }
 }
 
@@ -96,6 +97,29 @@ pub(super) async fn all(store: &mut LogStore) -> Vec<Entry> {
 
 fn names(fs: &SimFileSystem) -> Vec<String> {
     fs.list(&folder()).expect("the folder")
+}
+
+#[tokio::test]
+async fn a_store_that_was_made_before_is_never_made_again() {
+    let fs = SimFileSystem::new();
+    let again = || {
+        let options = Options {
+            made: true,
+            ..options()
+        };
+        let entropy = Arc::new(Counting::default());
+        LogStore::open(Arc::new(fs.clone()), &folder(), sealing(), entropy, options).map(drop)
+    };
+    let missing = again().expect_err("nothing is there");
+    assert!(matches!(missing, OpenError::Missing { .. }), "{missing}");
+    drop(open(&fs));
+    again().expect("it is there");
+    for name in names(&fs) {
+        fs.unlink(&folder().join(name)).expect("removed");
+    }
+    let missing = again().expect_err("it was wiped");
+    assert!(matches!(missing, OpenError::Missing { .. }), "{missing}");
+    assert!(names(&fs).is_empty(), "nothing is made in its place");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use super::disk::{Content, Disk, Written};
 use super::files::Spares;
 use super::record::{self, Checkpoint, Op};
 use super::view::{Budget, Extent, FrameRef, OrderError, Source, View};
-use super::{Flushing, Options, WriteError, frame, sealed};
+use super::{Durable, Flushing, Options, WriteError, frame, sealed};
 use crate::encryption::{RecordKind, Sealing};
 use crate::file_system::File;
 use crate::type_config::{Entry, LogId, TypeConfig, Vote};
@@ -196,6 +196,7 @@ pub(super) struct Shared {
     queue: Mutex<Queue>,
     disk: Mutex<Disk>,
     sealing: Sealing,
+    durable: Durable,
     /// Wakes the writer, where it is a thread.
     work: Condvar,
     /// Wakes the writer, where it is a task.
@@ -233,6 +234,15 @@ impl Job {
     }
 }
 
+/// Before anybody is told that it is durable.
+fn note(durable: &Durable, now: &Checkpoint) {
+    let vote = now.vote.map_or(0, |vote| vote.leader_id.term);
+    let last = now
+        .last
+        .map_or((0, 0), |last| (last.committed_leader_id().term, last.index));
+    durable.set(vote, last);
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -240,6 +250,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub(super) fn now(&self) -> Checkpoint {
         lock(&self.queue).view.now
+    }
+
+    pub(super) fn durable(&self) -> Durable {
+        self.durable.clone()
     }
 
     /// The queue, unless a write failed.
@@ -353,6 +367,7 @@ impl Shared {
         let Some((mut content, waiting)) = lock(&self.queue).take() else {
             return false;
         };
+        let after = content.after;
         let mut disk = lock(&self.disk);
         let result = disk.write(&mut content);
         let spare_for = disk.wants_spare().then_some(disk.next);
@@ -362,6 +377,7 @@ impl Shared {
         queue.writing = None;
         let (told, failed) = match result {
             Ok(written) => {
+                note(&self.durable, &after);
                 queue.written(content.extent, &written);
                 if content.buffer.capacity() <= 2 * BATCH_BYTES {
                     queue.free = content.buffer;
@@ -490,7 +506,7 @@ impl Shared {
 fn unreadable(what: &str) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        format!("the store is damaged: {what}; remove this manager from the cluster and join it again"),
+        format!("the store is damaged: {what}; started again, this manager asks the others to take it back"),
     )
 }
 
@@ -530,8 +546,11 @@ impl Guard {
             .iter()
             .map(|held| (held.name, held.file.clone()))
             .collect();
+        let durable = Durable::default();
+        note(&durable, &disk.state);
         let shared = Arc::new(Shared {
             sealing: disk.sealing.clone(),
+            durable,
             disk: Mutex::new(disk),
             queue: Mutex::new(Queue {
                 view,

@@ -16,7 +16,7 @@ use crate::log_store::Flushing;
 use crate::log_store::tests::Counting;
 use crate::runtime::Blocking;
 use crate::transport::{Binding, Dial, DialError, Network};
-use crate::{Parts, Replica, Timing};
+use crate::{Parts, Replica, StartError, Timing};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -56,6 +56,10 @@ fn me() -> Member {
 }
 
 async fn start(store: &Store) -> Replica {
+    try_start(store).await.expect("it starts")
+}
+
+async fn try_start(store: &Store) -> Result<Replica, StartError> {
     let binding = Binding {
         cluster: ClusterId::from_bytes([7; 16]),
         epoch: store.sealing.cluster_epoch,
@@ -67,13 +71,13 @@ async fn start(store: &Store) -> Replica {
         folder: store.folder.clone(),
         sealing: store.sealing.clone(),
         entropy: store.entropy.clone(),
-        network: Network::new(Alone, binding),
+        network: Network::new(Alone, binding, Default::default()),
         timing: Timing::default(),
         log: store.log.clone(),
         blocking: Blocking::Inline,
+        witness: Default::default(),
     })
     .await
-    .expect("it starts")
 }
 
 async fn leads(replica: &Replica) {
@@ -118,6 +122,27 @@ async fn read(store: &Store) -> Held {
         }
     }
     panic!("the log is never let go");
+}
+
+#[tokio::test]
+async fn a_log_that_begins_after_what_no_snapshot_holds_is_a_loss() {
+    let fs = SimFileSystem::new();
+    let store = store(&fs, "/raft", 1, 1);
+    let replica = start(&store).await;
+    replica.initialise(me()).await.expect("it runs");
+    leads(&replica).await;
+    write(&replica, 1).await;
+    replica.reseal().await.expect("a snapshot, and no log before it");
+    replica.shutdown().await;
+    drop(replica);
+    read(&store).await;
+    fs.unlink(&store.folder.join("snapshot")).expect("it is there");
+    let lost = try_start(&store)
+        .await
+        .map(drop)
+        .expect_err("what it acknowledged is gone");
+    assert!(matches!(lost, StartError::NoSnapshot { .. }), "{lost}");
+    assert!(lost.is_loss());
 }
 
 #[tokio::test]

@@ -13,11 +13,12 @@ use openraft::{Config, SnapshotPolicy};
 use crate::TypeConfig;
 use crate::encryption::Sealing;
 use crate::file_system::FileSystem;
-use crate::log_store::{LogStore, OpenError, Options};
+use crate::log_store::{LogStore, OpenError, Options, Recovered};
 use crate::runtime::Blocking;
 use crate::seam::{Entropy, EntropyError};
 use crate::snapshot::SnapshotFile;
 use crate::state_machine::Snapshots;
+use crate::transport::Witness;
 
 /// How fast replicas notice and decide.
 #[derive(Clone, Debug)]
@@ -137,10 +138,12 @@ pub struct Parts<N> {
     pub log: Options,
     /// Where snapshots are written.
     pub blocking: Blocking,
+    /// What is remembered of the members' stores: the one that the network tells of, too.
+    pub witness: Witness,
 }
 
 impl<N> Parts<N> {
-    pub(super) async fn open(self) -> Result<Core<LogStore, N>, StartError> {
+    pub(super) async fn open(self) -> Result<(Core<LogStore, N>, Recovered), StartError> {
         let mut seed = [0; 8];
         self.entropy.fill(&mut seed)?;
         let disk = Disk {
@@ -158,8 +161,9 @@ impl<N> Parts<N> {
         let opened = self
             .blocking
             .run(move || Ok(LogStore::open(fs, &folder, sealing, entropy, options)));
-        let (log, _recovered) = opened.await.map_err(StartError::Thread)??;
-        Ok(Core {
+        let (log, recovered) = opened.await.map_err(StartError::Thread)??;
+        self.witness.opened(self.member, log.durable());
+        let core = Core {
             member: self.member,
             log,
             snapshots: Arc::new(snapshots),
@@ -168,7 +172,8 @@ impl<N> Parts<N> {
             seed: u64::from_le_bytes(seed),
             timing: self.timing,
             blocking: self.blocking,
-        })
+        };
+        Ok((core, recovered))
     }
 }
 
@@ -187,10 +192,39 @@ pub enum StartError {
     /// The snapshot does not load.
     #[error("the snapshot cannot be read")]
     Snapshot(#[source] io::Error),
+    /// The snapshot is missing, or older than the log goes back.
+    #[error("the store is damaged: the log begins after entry {purged}, and no snapshot goes so far")]
+    NoSnapshot {
+        /// The last entry that the log does not hold any more.
+        purged: u64,
+    },
     /// The timing contradicts itself.
     #[error("the election timing is not usable: {0}")]
     Timing(String),
     /// The log or the state does not load.
     #[error("the replica cannot start: {0}")]
     Raft(RaftFatal<TypeConfig>),
+}
+
+impl StartError {
+    /// Whether the store is gone or damaged: what this member acknowledged is not all there any more, so that it must
+    /// neither vote nor acknowledge again.
+    pub fn is_loss(&self) -> bool {
+        match self {
+            StartError::Log(OpenError::Damaged { .. } | OpenError::Missing { .. })
+            | StartError::NoSnapshot { .. } => true,
+            StartError::Snapshot(error) => error.kind() == io::ErrorKind::InvalidData,
+            StartError::Log(
+                OpenError::Locked { .. }
+                | OpenError::Foreign { .. }
+                | OpenError::Key { .. }
+                | OpenError::Format { .. }
+                | OpenError::Io { .. },
+            )
+            | StartError::Entropy(_)
+            | StartError::Thread(_)
+            | StartError::Timing(_)
+            | StartError::Raft(_) => false,
+        }
+    }
 }

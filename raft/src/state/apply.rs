@@ -377,9 +377,10 @@ impl Run<'_> {
                 new.tombstones.clone_from(&old.tombstones);
             }
             (Some(Any::Node(old)), Some(Any::Node(new))) => {
-                new.member_id = match new.role == old.role {
-                    true => old.member_id,
-                    false => self.check_role(key, old, new)?,
+                new.member_id = match (new.role == old.role, new.store == old.store) {
+                    (true, true) => old.member_id,
+                    (true, false) => self.check_store(key, new)?,
+                    (false, _) => self.check_role(key, old, new)?,
                 };
             }
             _ => {}
@@ -412,6 +413,19 @@ impl Run<'_> {
                 Code::Invalid,
                 Some(key),
                 "a node never changes its role unasked",
+            )),
+        }
+    }
+
+    /// A manager with another store is another member: what it acknowledged as the former one is nowhere. It proves anew
+    /// that it opens the key ring before it counts.
+    fn check_store(&self, key: Key, new: &Node) -> Result<u64, Rejection> {
+        match new.role() == Role::Manager && new.opened_epoch == 0 {
+            true => Ok(self.index),
+            false => Err(reject(
+                Code::Invalid,
+                Some(key),
+                "only a manager has a store, and a new one proves nothing yet",
             )),
         }
     }

@@ -734,3 +734,55 @@ fn a_request_finds_itself_although_the_leader_went_on_with_the_cluster_since() {
     }
     assert_eq!(step(&mut state, 60, 0, 0).1.len(), 16);
 }
+
+#[test]
+fn a_manager_with_another_store_is_another_member() {
+    let mut state = State::default();
+    let given = Given::default;
+    let create = |object| Step::Create(object);
+    assert_eq!(
+        apply(&mut state, given(), vec![create(cluster(vec![epoch(1, &[2])]))]),
+        None
+    );
+    assert_eq!(apply(&mut state, given(), vec![create(manager(2, true))]), None);
+    assert_eq!(
+        apply(
+            &mut state,
+            given(),
+            vec![create(node(3, Role::Worker, &[], false))]
+        ),
+        None
+    );
+    let record = |state: &State, n: u8| {
+        let object = state.get(Key::new(Kind::Node, [n; 16]));
+        match object.and_then(|it| it.object.clone()) {
+            Some(Any::Node(node)) => node,
+            other => panic!("{other:?}"),
+        }
+    };
+    let with_store = |state: &State, n: u8, store: u8, opened_epoch: u32| {
+        let node = Node {
+            store: vec![store; 16],
+            opened_epoch,
+            ..record(state, n)
+        };
+        Step::Replace(object(Any::Node(node)))
+    };
+    let before = record(&state, 2).member_id;
+
+    // Before it proved anything, and only a manager.
+    let proved = vec![with_store(&state, 2, 7, 1)];
+    assert_eq!(apply(&mut state, given(), proved), Some(RejectionCode::Invalid));
+    let worker = vec![with_store(&state, 3, 7, 0)];
+    assert_eq!(apply(&mut state, given(), worker), Some(RejectionCode::Invalid));
+    assert_eq!(record(&state, 2).member_id, before);
+
+    let lost = vec![with_store(&state, 2, 7, 0)];
+    assert_eq!(apply(&mut state, given(), lost), None);
+    let after = record(&state, 2).member_id;
+    assert!(after > before && after == state.index());
+    // The same store is the same member, whatever else changes.
+    let proves = vec![with_store(&state, 2, 7, 1)];
+    assert_eq!(apply(&mut state, given(), proves), None);
+    assert_eq!(record(&state, 2).member_id, after);
+}

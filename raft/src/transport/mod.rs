@@ -9,6 +9,7 @@ mod network;
 mod service;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use bulkhead_proto::wire::RaftMessage;
 pub use in_flight::InFlight;
 pub use network::{Dial, DialError, Network};
 pub use service::{BindPeer, RaftService};
+pub use witness::{RolledBack, Witness};
 
 /// An append without an answer for this long ends its stream. Several disk flushes; longer only hides a dead peer.
 const APPEND_WAIT: Duration = Duration::from_secs(2);
@@ -38,14 +40,17 @@ pub struct Binding {
 }
 
 impl Binding {
-    fn seal(&self, to: u64, payload: Vec<u8>) -> RaftMessage {
-        RaftMessage {
+    fn seal(&self, to: u64, payload: Vec<u8>, witness: &Witness) -> RaftMessage {
+        let mut message = RaftMessage {
             payload: payload.into(),
             cluster_id: self.cluster.to_wire(),
             epoch: self.epoch,
             from: self.member,
             to,
-        }
+            ..RaftMessage::default()
+        };
+        witness.tell(&mut message);
+        message
     }
 
     /// Whether a message is of this cluster and epoch, and to this member.

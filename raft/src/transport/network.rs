@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::message::{self, Malformed, TransferResult};
-use super::{APPEND_WAIT, Binding, CHUNK_WAIT, InFlight};
+use super::{APPEND_WAIT, Binding, CHUNK_WAIT, InFlight, Witness};
 use crate::state::{State, chunks};
 use crate::state_machine::Snapshot;
 use crate::{Member, TypeConfig, Vote};
@@ -46,6 +46,7 @@ pub trait Dial: Send + Sync + 'static {
 pub struct Network<D> {
     dial: Arc<D>,
     binding: Binding,
+    witness: Witness,
 }
 
 impl<D> std::fmt::Debug for Network<D> {
@@ -58,10 +59,11 @@ impl<D> std::fmt::Debug for Network<D> {
 
 impl<D: Dial> Network<D> {
     /// Reaches members by these channels, as this member.
-    pub fn new(dial: D, binding: Binding) -> Self {
+    pub fn new(dial: D, binding: Binding, witness: Witness) -> Self {
         Self {
             dial: Arc::new(dial),
             binding,
+            witness,
         }
     }
 }
@@ -73,6 +75,7 @@ impl<D: Dial> RaftNetworkFactory<TypeConfig> for Network<D> {
         Peer {
             dial: self.dial.clone(),
             binding: self.binding,
+            witness: self.witness.clone(),
             target,
             member: member.clone(),
         }
@@ -83,6 +86,7 @@ impl<D: Dial> RaftNetworkFactory<TypeConfig> for Network<D> {
 pub struct Peer<D> {
     dial: Arc<D>,
     binding: Binding,
+    witness: Witness,
     target: u64,
     member: Member,
 }
@@ -108,7 +112,19 @@ impl<D: Dial> Peer<D> {
     }
 
     fn seal(&self, payload: Vec<u8>) -> RaftMessage {
-        self.binding.seal(self.target, payload)
+        self.binding.seal(self.target, payload, &self.witness)
+    }
+
+    /// What an answer holds, once it was looked at for what it says of this member's own store.
+    fn open<T>(
+        &self,
+        answer: &RaftMessage,
+        decode: impl FnOnce(&[u8]) -> Result<T, Malformed>,
+    ) -> RpcResult<T> {
+        self.witness
+            .heard(answer)
+            .map_err(|found| Unreachable::new(&found))?;
+        decode(&answer.payload).map_err(garbled)
     }
 
     fn late(&self, action: RPCTypes, limit: Duration) -> Timeout<TypeConfig> {
@@ -137,7 +153,7 @@ impl<D: Dial> Peer<D> {
             .await
             .map_err(|_| self.late(action, limit))?
             .map_err(failed)?;
-        decode(&answer.into_inner().payload).map_err(garbled)
+        self.open(&answer.into_inner(), decode)
     }
 }
 
@@ -171,7 +187,7 @@ impl<D: Dial> Answers<'_, D> {
         };
         self.in_flight.answer();
         match message {
-            Ok(message) => Some(message::decode_appended(&message?.payload).map_err(garbled)),
+            Ok(message) => Some(self.peer.open(&message?, message::decode_appended)),
             Err(status) => Some(Err(failed(status))),
         }
     }
@@ -214,9 +230,10 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
             };
             let in_flight = Arc::new(InFlight::default());
             let (binding, target, counter) = (self.binding, self.target, in_flight.clone());
+            let witness = self.witness.clone();
             let requests = stream::once(async { first }).chain(input).map(move |request| {
                 counter.send();
-                binding.seal(target, message::encode_append(request))
+                binding.seal(target, message::encode_append(request), &witness)
             });
             let mut client = self.client()?;
             let opened = client.append(requests);
@@ -276,12 +293,13 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
         let taken = Arc::new(AtomicU64::new(0));
         let head = message::encode_snapshot(&vote, &snapshot.meta);
         let (binding, target, counter) = (self.binding, self.target, taken.clone());
+        let witness = self.witness.clone();
         // Encoded chunk by chunk as the peer takes them.
         let messages = std::iter::once(head)
             .chain(chunks(&snapshot.snapshot))
             .map(move |payload| {
                 counter.fetch_add(1, Ordering::Relaxed);
-                binding.seal(target, payload)
+                binding.seal(target, payload, &witness)
             });
         let mut client = self.client()?;
         let mut sending = pin!(client.install_snapshot(stream::iter(messages)));
@@ -293,7 +311,7 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
                 biased;
                 answer = &mut sending => {
                     let answer = answer.map_err(failed)?.into_inner();
-                    return Ok(message::decode_installed(&answer.payload).map_err(garbled)?);
+                    return Ok(self.open(&answer, message::decode_installed)?);
                 }
                 closed = &mut cancel => return Err(closed.into()),
                 () = &mut deadline => {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::message::{self, Malformed};
-use super::{Binding, CHUNK_WAIT, SNAPSHOT_BYTES};
+use super::{Binding, CHUNK_WAIT, SNAPSHOT_BYTES, Witness};
 use crate::state::Decoder;
 use crate::state_machine::Snapshot;
 use crate::{Raft, Replica, TypeConfig, Vote};
@@ -30,6 +30,7 @@ pub struct RaftService {
     raft: Raft,
     binding: Binding,
     peers: Arc<dyn BindPeer>,
+    witness: Witness,
     /// One snapshot at a time: it is decoded in memory.
     installing: Arc<Semaphore>,
 }
@@ -44,11 +45,12 @@ impl std::fmt::Debug for RaftService {
 
 impl RaftService {
     /// Answers for this replica.
-    pub fn new(replica: &Replica, binding: Binding, peers: Arc<dyn BindPeer>) -> Self {
+    pub fn new(replica: &Replica, binding: Binding, peers: Arc<dyn BindPeer>, witness: Witness) -> Self {
         Self {
             raft: replica.raft().clone(),
             binding,
             peers,
+            witness,
             installing: Arc::new(Semaphore::new(1)),
         }
     }
@@ -82,11 +84,13 @@ impl RaftService {
                 "the caller's certificate does not speak for this member",
             ));
         }
-        Ok(())
+        self.witness
+            .heard(message)
+            .map_err(|found| Status::failed_precondition(found.to_string()))
     }
 
     fn answer(&self, to: u64, payload: Vec<u8>) -> Response<RaftMessage> {
-        Response::new(self.binding.seal(to, payload))
+        Response::new(self.binding.seal(to, payload, &self.witness))
     }
 }
 
@@ -167,9 +171,9 @@ impl raft_server::Raft for RaftService {
             refusal: refusal.clone(),
         };
         let requests = stream::once(async move { opened }).chain(stream::unfold(rest, Requests::next));
-        let binding = self.binding;
+        let (binding, witness) = (self.binding, self.witness.clone());
         let answers = self.raft.stream_append(requests).map(move |result| match result {
-            Ok(result) => Ok(binding.seal(to, message::encode_appended(result))),
+            Ok(result) => Ok(binding.seal(to, message::encode_appended(result), &witness)),
             Err(_) => Err(stopped()),
         });
         let refused = stream::once(async move {

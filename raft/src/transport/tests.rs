@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bulkhead_proto::wire::{
-    Change, Node, Object, RaftMessage, Transaction, change::Change as Step, object::Object as Any,
+    Change, Node, Object, RaftMessage, StoreMark, Transaction, change::Change as Step, object::Object as Any,
     raft_client,
 };
 use bulkhead_proto::{ClusterId, NodeId};
@@ -23,8 +23,9 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Extensions};
 
 use super::message;
-use super::{BindPeer, Binding, Dial, DialError, Network, RaftService};
+use super::{BindPeer, Binding, Dial, DialError, Network, RaftService, Witness};
 use crate::file_system::SimFileSystem;
+use crate::log_store::Durable;
 use crate::runtime::Blocking;
 use crate::testing::MemoryStore;
 use crate::{Core, Disk, Member, Reconciled, Replica, Timing, TypeConfig, Vote};
@@ -60,6 +61,10 @@ struct Manager {
 
 impl Manager {
     async fn start(id: u64, timing: Timing) -> Self {
+        Self::start_with(id, timing, Witness::default()).await
+    }
+
+    async fn start_with(id: u64, timing: Timing, witness: Witness) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound").to_string();
         let binding = binding(id);
@@ -68,7 +73,7 @@ impl Manager {
             member: id,
             log: store.clone(),
             snapshots: Arc::new(store.clone()),
-            network: Network::new(Plain, binding),
+            network: Network::new(Plain, binding, witness.clone()),
             disk: Disk {
                 fs: Arc::new(SimFileSystem::new()),
                 folder: "/".into(),
@@ -79,7 +84,7 @@ impl Manager {
         })
         .await
         .expect("a new replica starts");
-        let service = RaftService::new(&replica, binding, Arc::new(AnyButOne)).into_server();
+        let service = RaftService::new(&replica, binding, Arc::new(AnyButOne), witness).into_server();
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let server = tokio::spawn(async move {
@@ -237,7 +242,7 @@ async fn a_message_that_is_not_for_this_member_or_not_from_its_sender_is_refused
     let channel = Plain.channel(1, &manager.member).expect("an address");
     let mut client = raft_client::RaftClient::new(channel);
     let vote = message::encode_vote(&VoteRequest::new(Vote::new(9, 2), None));
-    let good = binding(2).seal(1, vote.clone());
+    let good = binding(2).seal(1, vote.clone(), &Witness::default());
     let with = |change: fn(&mut RaftMessage)| {
         let mut message = good.clone();
         change(&mut message);
@@ -280,6 +285,38 @@ async fn a_message_that_is_not_for_this_member_or_not_from_its_sender_is_refused
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_others_remember_more_of_takes_no_message_and_says_so() {
+    let (witness, durable) = (Witness::default(), Durable::default());
+    durable.set(5, (5, 8));
+    witness.opened(1, durable);
+    let manager = Manager::start_with(1, timing(), witness.clone()).await;
+    let channel = Plain.channel(1, &manager.member).expect("an address");
+    let mut client = raft_client::RaftClient::new(channel);
+    let vote = message::encode_vote(&VoteRequest::new(Vote::new(9, 2), None));
+    let mut message = binding(2).seal(1, vote, &Witness::default());
+    let known = |last_index| StoreMark {
+        member: 1,
+        vote_term: 5,
+        last_term: 5,
+        last_index,
+    };
+    message.known = vec![known(9)];
+    let refused = client
+        .vote(message.clone())
+        .await
+        .expect_err("it had entry 9 before");
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let found = within("it finds out", witness.rolled_back()).await;
+    assert!(found.to_string().contains("entry 9 of term 5"), "{found}");
+    // For good: also what nobody objects to is not heard any more.
+    message.known = vec![known(8)];
+    assert!(client.vote(message.clone()).await.is_err());
+    assert!(client.append(tokio_stream::once(message)).await.is_err());
+    assert_eq!(manager.replica.members().term, 0, "nothing of it was heard");
+    manager.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_later_append_of_a_stream_is_checked_like_the_first() {
     let manager = Manager::start(1, timing()).await;
     let channel = Plain.channel(1, &manager.member).expect("an address");
@@ -292,8 +329,8 @@ async fn a_later_append_of_a_stream_is_checked_like_the_first() {
             leader_commit: None,
         })
     };
-    let good = binding(2).seal(1, append());
-    let other = binding(666).seal(1, append());
+    let good = binding(2).seal(1, append(), &Witness::default());
+    let other = binding(666).seal(1, append(), &Witness::default());
     let mut answers = client
         .append(tokio_stream::iter([good.clone(), other, good]))
         .await
@@ -315,7 +352,7 @@ async fn a_full_disk_refuses_proposals_and_no_others() {
         member: 1,
         log: store.clone(),
         snapshots: Arc::new(store),
-        network: Network::new(Plain, binding(1)),
+        network: Network::new(Plain, binding(1), Witness::default()),
         disk: Disk {
             fs: Arc::new(fs.clone()),
             folder: "/".into(),
@@ -365,7 +402,7 @@ async fn an_entry_of_a_newer_level_stops_the_replica() {
         member: 1,
         log: store.clone(),
         snapshots: Arc::new(store),
-        network: Network::new(Plain, binding(1)),
+        network: Network::new(Plain, binding(1), Witness::default()),
         disk: Disk {
             fs: Arc::new(SimFileSystem::new()),
             folder: "/".into(),
@@ -413,7 +450,9 @@ async fn who_cannot_be_reached_is_asked_again_only_when_consensus_has_something_
         node: NodeId::from_bytes([2; 16]),
         address: "127.0.0.1:1".into(),
     };
-    let mut peer = Network::new(Plain, binding(1)).new_client(2, &nobody).await;
+    let mut peer = Network::new(Plain, binding(1), Witness::default())
+        .new_client(2, &nobody)
+        .await;
     let option = RPCOption::new(Duration::from_secs(1));
     let sent = peer.stream_append(Box::pin(requests), option).await;
     assert!(matches!(sent.map(drop), Err(RPCError::Unreachable(_))));

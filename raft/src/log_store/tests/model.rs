@@ -452,7 +452,7 @@ fn a_flipped_bit_anywhere_is_noticed_or_harmless() {
 }
 
 #[test]
-fn damage_names_the_place_and_the_next_step() {
+fn damage_names_the_place() {
     let (fs, _) = lived();
     let mut store = open(&fs);
     for _ in 0..2 {
@@ -481,7 +481,7 @@ fn damage_names_the_place_and_the_next_step() {
         let text = open_with(&copy, sealing()).expect_err("damage").to_string();
         let place = format!("{} at byte {at}", path.display());
         assert!(
-            text.contains(&place) && text.contains("remove this manager"),
+            text.contains(&place) && text.contains("the store is damaged"),
             "{text}"
         );
     }

@@ -247,6 +247,16 @@ impl Derived<'_> {
         if new.keys.iter().any(|key| !old.keys.contains(key)) {
             return self.add(self.certified(Action::Renew, key, new));
         }
+        if new.store != old.store {
+            return self.add(AuditRecord {
+                role: new.role,
+                detail: format!(
+                    "its store was lost: member {} is {} now",
+                    old.member_id, new.member_id
+                ),
+                ..self.about(Action::Role, key, &new.name)
+            });
+        }
         let detail = match (old.envelope_key != new.envelope_key, new.opened_epoch) {
             (true, _) => "registered: every live epoch is enveloped to it".to_owned(),
             (false, epoch) if epoch != old.opened_epoch => format!("opens epoch {epoch}"),
