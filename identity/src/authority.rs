@@ -13,8 +13,9 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
 
 use crate::bundle::{Root, RootError};
-use crate::certificate::{Certificate, SERIAL_BYTES, manager_name};
+use crate::certificate::{SERIAL_BYTES, manager_name};
 use crate::csr::PublicKey;
+use crate::order::{Difference, Order, What};
 use crate::seam::{Entropy as _, SystemEntropy};
 use crate::{Key, Subject};
 
@@ -45,6 +46,9 @@ pub enum IssueError {
     /// Signing failed.
     #[error("the certificate could not be signed")]
     Sign(#[from] rcgen::Error),
+    /// This root cannot write what was ordered: its own name, or that of the root that follows it, in another encoding.
+    #[error("the root cannot sign what is wanted")]
+    Differs(#[from] Difference),
 }
 
 impl Authority {
@@ -55,7 +59,11 @@ impl Authority {
     pub fn generate(cluster: ClusterId, now_ms: i64) -> Result<Self, IssueError> {
         let key = Key::generate().map_err(|_| IssueError::Entropy)?;
         let validity = i64::try_from(ROOT_VALIDITY.as_millis()).map_err(|_| IssueError::Validity)?;
-        let mut params = params(now_ms, now_ms.checked_add(validity).ok_or(IssueError::Validity)?)?;
+        let mut params = params(
+            serial()?,
+            now_ms,
+            now_ms.checked_add(validity).ok_or(IssueError::Validity)?,
+        )?;
         params
             .distinguished_name
             .push(DnType::OrganizationName, cluster.to_string());
@@ -105,27 +113,7 @@ impl Authority {
     /// # Errors
     /// Where the other root is of another cluster, or one of them is over.
     pub fn cross(&self, next: &Root, now_ms: i64) -> Result<Vec<u8>, IssueError> {
-        if next.cluster() != self.cluster() {
-            return Err(IssueError::Cluster(self.cluster()));
-        }
-        let x509 = crate::certificate::parse(next.der()).map_err(RootError::from)?;
-        let end = next.not_after_ms().min(self.root.not_after_ms());
-        let mut params = params(now_ms, end)?;
-        // A given root's name is another's to choose.
-        let oids = [OID_X509_ORGANIZATION_NAME, OID_X509_COMMON_NAME];
-        let [cluster, name] = crate::certificate::attributes(x509.subject(), oids).ok_or(RootError::Name)?;
-        params.distinguished_name.push(DnType::OrganizationName, cluster);
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.use_authority_key_identifier_extension = true;
-        let public = SubjectPublicKeyInfo::from_der(x509.public_key().raw)?;
-        let der = params.signed_by(&public, &self.issuer)?.der().to_vec();
-        // Whoever follows the chain compares names byte by byte.
-        match crate::certificate::parse(&der) {
-            Ok(cross) if cross.subject().as_raw() == x509.subject().as_raw() => Ok(der),
-            _ => Err(RootError::Name.into()),
-        }
+        self.sign(&Order::cross(&self.root, next, now_ms)?)
     }
 
     /// Signs a leaf of the profile.
@@ -139,10 +127,49 @@ impl Authority {
         not_before_ms: i64,
         not_after_ms: i64,
     ) -> Result<Vec<u8>, IssueError> {
+        self.sign(&Order::leaf(*subject, key, not_before_ms, not_after_ms)?)
+    }
+
+    /// Signs what is ordered.
+    ///
+    /// # Errors
+    /// Where it is for another cluster, its times are out of range, or it would not say what was ordered.
+    pub fn sign(&self, order: &Order) -> Result<Vec<u8>, IssueError> {
+        let params = params(order.serial(), order.not_before_ms(), order.not_after_ms())?;
+        let der = match order.what() {
+            What::Leaf { subject, key } => self.leaf(params, subject, key)?,
+            What::Cross(next) => self.crossing(params, next)?,
+        };
+        order.check(&self.root, &der)?;
+        Ok(der)
+    }
+
+    fn crossing(&self, mut params: CertificateParams, next: &Root) -> Result<Vec<u8>, IssueError> {
+        if next.cluster() != self.cluster() {
+            return Err(IssueError::Cluster(self.cluster()));
+        }
+        let x509 = crate::certificate::parse(next.der()).map_err(RootError::from)?;
+        // A given root's name is another's to choose.
+        let oids = [OID_X509_ORGANIZATION_NAME, OID_X509_COMMON_NAME];
+        let [cluster, name] = crate::certificate::attributes(x509.subject(), oids).ok_or(RootError::Name)?;
+        params.distinguished_name.push(DnType::OrganizationName, cluster);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.use_authority_key_identifier_extension = true;
+        let public = SubjectPublicKeyInfo::from_der(x509.public_key().raw)?;
+        Ok(params.signed_by(&public, &self.issuer)?.der().to_vec())
+    }
+
+    fn leaf(
+        &self,
+        mut params: CertificateParams,
+        subject: &Subject,
+        key: &PublicKey,
+    ) -> Result<Vec<u8>, IssueError> {
         if subject.cluster != self.cluster() {
             return Err(IssueError::Cluster(self.cluster()));
         }
-        let mut params = params(not_before_ms, not_after_ms)?;
         let name = &mut params.distinguished_name;
         name.push(DnType::OrganizationName, subject.cluster.to_string());
         name.push(DnType::OrganizationalUnitName, subject.role.as_str());
@@ -165,9 +192,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         let public = SubjectPublicKeyInfo::from_der(key.spki_der())?;
-        let der = params.signed_by(&public, &self.issuer)?.der().to_vec();
-        Certificate::from_der(&der).expect("what is built from the profile fits the profile");
-        Ok(der)
+        Ok(params.signed_by(&public, &self.issuer)?.der().to_vec())
     }
 }
 
@@ -184,11 +209,20 @@ fn root_name(key: KeyId) -> String {
     format!("root {}", &key.to_string()[..16])
 }
 
-/// Parameters with a fresh serial number, these times, and nothing else.
-fn params(not_before_ms: i64, not_after_ms: i64) -> Result<CertificateParams, IssueError> {
+/// A serial number of our own: positive, and never shorter.
+pub(crate) fn serial() -> Result<[u8; SERIAL_BYTES], IssueError> {
     let mut serial = [0; SERIAL_BYTES];
     SystemEntropy.fill(&mut serial).map_err(|_| IssueError::Entropy)?;
-    serial[0] = serial[0] & 0x7f | 0x40; // positive, and never shorter
+    serial[0] = serial[0] & 0x7f | 0x40;
+    Ok(serial)
+}
+
+/// Parameters with this serial number, these times, and nothing else.
+fn params(
+    serial: [u8; SERIAL_BYTES],
+    not_before_ms: i64,
+    not_after_ms: i64,
+) -> Result<CertificateParams, IssueError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.serial_number = Some(SerialNumber::from_slice(&serial));

@@ -49,6 +49,9 @@ pub enum RootError {
     /// Nothing may stand between it and a leaf.
     #[error("a root's path length is at least 1, this one's is 0")]
     PathLength,
+    /// More may stand below a cross-certificate than leaves.
+    #[error("a cross-certificate's path length is 0, this one's is not")]
+    Levels,
     /// It is for something else, too.
     #[error("a root's key usage is to sign certificates (critical) and nothing else, this one's is not")]
     KeyUsage,
@@ -71,7 +74,9 @@ impl Root {
             return Err(RootError::Name);
         }
         let (not_before_ms, not_after_ms) = certificate::validity(&x509)?;
-        check_authority(x509.extensions())?;
+        if check_authority(x509.extensions())? == Some(0) {
+            return Err(RootError::PathLength);
+        }
         x509.verify_signature(None).map_err(|_| RootError::Signature)?;
         Ok(Self {
             der: CertificateDer::from(der.to_vec()),
@@ -91,6 +96,12 @@ impl Root {
     /// The certificate itself.
     pub fn der(&self) -> &[u8] {
         &self.der
+    }
+
+    /// DER of its name.
+    #[cfg(any(test, feature = "authority"))]
+    pub(crate) fn name(&self) -> &[u8] {
+        &self.name
     }
 
     /// Whose root it is.
@@ -131,14 +142,25 @@ impl fmt::Debug for Root {
 /// Bit 5 of a key usage (RFC 5280 §4.2.1.3), as x509-parser counts.
 const KEY_CERT_SIGN: u16 = 1 << 5;
 
-fn check_authority(extensions: &[x509_parser::extensions::X509Extension<'_>]) -> Result<(), RootError> {
+/// Whether a certificate is that of a rotation: between a root and a leaf, with nothing more between.
+#[cfg(any(test, feature = "authority"))]
+pub(crate) fn check_cross(x509: &x509_parser::certificate::X509Certificate<'_>) -> Result<(), RootError> {
+    match check_authority(x509.extensions())? {
+        Some(0) => Ok(()),
+        _ => Err(RootError::Levels),
+    }
+}
+
+/// Whether it is an authority that signs certificates and nothing else; gives its path length.
+fn check_authority(
+    extensions: &[x509_parser::extensions::X509Extension<'_>],
+) -> Result<Option<u32>, RootError> {
     let (mut basic, mut usage) = (0, 0);
+    let mut levels = None;
     for extension in extensions {
         let (count, fits, otherwise) = match extension.parsed_extension() {
             ParsedExtension::BasicConstraints(constraints) => {
-                if constraints.path_len_constraint == Some(0) {
-                    return Err(RootError::PathLength);
-                }
+                levels = constraints.path_len_constraint;
                 (&mut basic, constraints.ca, RootError::Authority)
             }
             ParsedExtension::KeyUsage(bits) => (&mut usage, bits.flags == KEY_CERT_SIGN, RootError::KeyUsage),
@@ -155,7 +177,7 @@ fn check_authority(extensions: &[x509_parser::extensions::X509Extension<'_>]) ->
         }
     }
     match (basic, usage) {
-        (1, 1) => Ok(()),
+        (1, 1) => Ok(levels),
         (1, _) => Err(RootError::KeyUsage),
         _ => Err(RootError::Authority),
     }

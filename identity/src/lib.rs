@@ -17,6 +17,8 @@ pub mod follow;
 pub mod join;
 mod key;
 pub mod local;
+#[cfg(any(test, feature = "authority"))]
+pub mod order;
 mod peer;
 pub mod pem;
 pub mod process;
