@@ -52,6 +52,15 @@ impl Default for Patience {
 }
 
 impl Patience {
+    /// Where a manager may have to ask a signer outside of the cluster, twice for a rotation.
+    pub(crate) fn for_signing() -> Self {
+        let signed = 2 * limits::SIGNER_EXCHANGE;
+        Self {
+            attempt: ATTEMPT + signed,
+            total: RETRY + signed,
+        }
+    }
+
     /// For blobs, whose one try may be long.
     pub(crate) fn for_blobs() -> Self {
         Self {
@@ -169,6 +178,16 @@ impl Connection {
         call: impl AsyncFn(Control) -> Result<Response<R>, Status>,
     ) -> Result<R, Refusal> {
         self.call(Effect::Change, Patience::default(), place, call).await
+    }
+
+    /// [`Connection::change`] where a certificate is signed for it.
+    pub(crate) async fn change_signed<R>(
+        &mut self,
+        place: &str,
+        call: impl AsyncFn(Control) -> Result<Response<R>, Status>,
+    ) -> Result<R, Refusal> {
+        self.call(Effect::Change, Patience::for_signing(), place, call)
+            .await
     }
 
     /// Calls until it is answered, refused or out of patience.

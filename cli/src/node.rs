@@ -211,7 +211,7 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
             for selector in nodes {
                 let (place, request) = judged(selector);
                 let answer = connection
-                    .change(&place, async |mut c| c.approve_node(request.clone()).await)
+                    .change_signed(&place, async |mut c| c.approve_node(request.clone()).await)
                     .await?;
                 app.print(&format!("{}\n", text::id(&answer.id)))?;
             }

@@ -149,7 +149,7 @@ async fn issue(
         validity_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
     };
     let answer = connection
-        .change(&place, async |mut c| c.issue_operator(request.clone()).await)
+        .change_signed(&place, async |mut c| c.issue_operator(request.clone()).await)
         .await;
     let answer = match (answer, &target) {
         (Ok(answer), _) => answer,

@@ -19,6 +19,7 @@ mod key;
 pub mod local;
 #[cfg(any(test, feature = "authority"))]
 pub mod order;
+pub mod outside;
 mod peer;
 pub mod pem;
 pub mod process;

@@ -58,6 +58,19 @@ pub fn private_key(text: &[u8]) -> Result<Zeroizing<Vec<u8>>, PemError> {
     }
 }
 
+/// A certificate, DER, as other programs read it.
+pub fn encode(certificate: &[u8]) -> String {
+    /// Characters of a line (RFC 7468 §2).
+    const LINE: usize = 64;
+    let text = data_encoding::BASE64.encode(certificate);
+    let mut pem = format!("-----BEGIN {CERTIFICATE}-----\n");
+    for line in text.as_bytes().chunks(LINE) {
+        pem.extend(line.iter().copied().map(char::from));
+        pem.push('\n');
+    }
+    pem + "-----END " + CERTIFICATE + "-----\n"
+}
+
 fn one<T>(mut found: impl Iterator<Item = Result<T, Error>>, label: &'static str) -> Result<T, PemError> {
     let first = found.next().ok_or(PemError::Missing(label))?;
     let first = first.map_err(|_| PemError::Encoding)?;
@@ -81,6 +94,16 @@ mod tests {
 
     fn block(label: &str) -> String {
         format!("text around it\n-----BEGIN {label}-----\nAQID\n-----END {label}-----\n")
+    }
+
+    #[test]
+    fn what_is_encoded_reads_back() {
+        for bytes in [1, 47, 48, 49, 700] {
+            let der = vec![0x30; bytes];
+            let text = encode(&der);
+            assert_eq!(certificate(text.as_bytes()), Ok(der));
+            assert!(text.lines().all(|line| line.len() <= 64));
+        }
     }
 
     #[test]

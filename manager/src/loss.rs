@@ -31,6 +31,8 @@ pub struct Order<'a> {
     /// The key ring, with envelopes for the one manager. Those of the others stay: as long as they are there, the leader
     /// begins an epoch that they do not open, and then a rotation of the root.
     pub key_ring: Vec<KeyRingEpoch>,
+    /// The cluster whose roots it goes on with, where the one in the state has none that signs here.
+    pub roots: Option<&'a Cluster>,
     /// The time.
     pub now_ms: i64,
     /// Who asks.
@@ -138,13 +140,20 @@ pub fn raise<E: From<LossError>>(
     let people = people(&run.state)?;
     let member = MemberId(run.next);
     // As the state has it now: the tombstones of a moment ago are part of it.
+    let own = view::cluster(&run.state).ok_or(LossError::NoCluster)?;
+    let roots = order.roots.unwrap_or(own);
     let new = Cluster {
+        root_certificate: roots.root_certificate.clone(),
+        root_key: roots.root_key.clone(),
+        external_signer: roots.external_signer.clone(),
+        rotation: roots.rotation.clone(),
+        former: roots.former.clone(),
         epoch,
         key_ring: order.key_ring.clone(),
         desired_voters: vec![member.0],
         root_exposed: true,
         return_until: report.return_until,
-        ..view::cluster(&run.state).ok_or(LossError::NoCluster)?.clone()
+        ..own.clone()
     };
     let records = people
         .into_iter()
@@ -290,6 +299,7 @@ mod tests {
             keep: Some(founded.node),
             forget,
             key_ring: cluster.key_ring.clone(),
+            roots: None,
             now_ms: NOW,
             actor: "local/0",
         }
@@ -394,6 +404,7 @@ mod tests {
             Order {
                 keep: None,
                 key_ring: Vec::new(),
+                roots: None,
                 ..order(&founded, &[])
             },
             |state| {

@@ -266,6 +266,7 @@ impl Manager {
             proposer: proposer.clone(),
             registry: registry.clone(),
             key_ring: ring.clone(),
+            ca: Ca::new(ring.clone()),
             logs: Arc::new(sessions.clone()),
             peers: Arc::new(peers.clone()),
             fresh: fresh.clone(),
@@ -372,7 +373,7 @@ impl Manager {
         let now = i64::try_from(self.clock.wall_millis()).expect("this age");
         let validity = Validity::from_now(now, validity);
         let signed = Ca::new(self.ring.clone())
-            .issue(cluster, node, role, &public, validity)
+            .issue_here(cluster, node, role, &public, validity)
             .expect("signed");
         let certificate = signed.certificate.clone();
         let record = genesis::record(node, role, name.to_owned(), signed, now);

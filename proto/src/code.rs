@@ -196,6 +196,8 @@ codes! {
     TicketName = "BH-E0094", Denied, "ticket for another name";
     /// An operator looked at who joins, and said no.
     JoinRejected = "BH-E0095", Denied, "join rejected by an operator";
+    /// The signer outside of the cluster did not sign, or not what was asked for.
+    SignerFails = "BH-E0096", Failed, "the external signer does not sign";
     /// The file is no backup, or of a version that this program does not know.
     NotBackup = "BH-E0110", Failed, "not a backup";
     /// A backup was cut, changed or never finished.

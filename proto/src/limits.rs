@@ -101,6 +101,21 @@ pub const KEY_ROTATIONS: RangeInclusive<Duration> =
     Duration::from_secs(3_600)..=Duration::from_secs(3_653 * 86_400);
 /// A given root is valid for this long at least: longer than any certificate that it signs.
 pub const GIVEN_ROOT_LEFT: Duration = Duration::from_secs(366 * 86_400);
+/// Characters of the address of an external signer.
+pub const SIGNER_URL_CHARS: usize = 512;
+/// Bytes of the certificate, DER, under which an external signer proves itself.
+pub const SIGNER_CA_BYTES: usize = 8 << 10;
+/// Bytes of an external signer's answer, headers apart; one has about 1 KiB.
+pub const SIGNER_ANSWER_BYTES: usize = 64 << 10;
+/// An external signer has answered within this time, from the name's lookup to the last byte. A node that renews waits 10 s.
+pub const SIGNER_EXCHANGE: Duration = Duration::from_secs(5);
+/// Exchanges of one manager with external signers at once; the others wait within their own time.
+pub const SIGNER_EXCHANGES: usize = 16;
+/// Each manager asks an external signer for a certificate that nobody gets this often, so that people hear that it fails
+/// before nodes need it.
+pub const SIGNER_CHECK: Duration = Duration::from_secs(300);
+/// The same while it fails, so that what waits for it goes on.
+pub const SIGNER_RETRY: Duration = Duration::from_secs(10);
 /// Bytes of a file with one certificate or key in PEM, and whatever text stands around it.
 pub const PEM_BYTES: usize = 64 << 10;
 /// Lifetime of a ticket.

@@ -161,6 +161,7 @@ impl Method {
             | Method::ControlConfirmUnlockKey
             | Method::ControlRotateKeyRing
             | Method::ControlCancelRotation
+            | Method::ControlMoveSigner
             | Method::ControlCreateBackup
             | Method::ControlListNodes
             | Method::ControlUpdateNode

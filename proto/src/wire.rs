@@ -38,7 +38,7 @@ redacted! {
     InitResponse { node_id, name };
     UnlockRequest {};
     GetUnlockKeyResponse { index, generation };
-    RotateRootRequest { deadline_ms, compromised, root };
+    RotateRootRequest { deadline_ms, compromised, root, external_signer };
     RestoreOrder { listen, advertise, name, forget };
     BackupKey { epoch };
 }

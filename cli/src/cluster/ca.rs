@@ -5,11 +5,12 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bulkhead_identity::pem::PemError;
+use bulkhead_identity::outside::Url;
+use bulkhead_identity::pem::{self, PemError};
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    CancelRotationRequest, GetRotationRequest, RotateRootRequest, RotationNode, RotationPhase,
-    RotationStatus, UpdateClusterRequest,
+    CancelRotationRequest, ExternalSigner, GetRotationRequest, MoveSignerRequest, RotateRootRequest,
+    RotationNode, RotationPhase, RotationStatus, SignerStatus, UpdateClusterRequest,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -32,6 +33,21 @@ pub(crate) enum CaVerb {
     Status,
     /// Takes a rotation back, while the old root still signs: the new root and its key are gone then
     Cancel,
+    /// Prints the roots that nodes trust, PEM: for a signer outside, and for other programs
+    Roots,
+    /// Tells the cluster that a root's external signer has another address or authority
+    MoveSigner(MoveSigner),
+}
+
+/// Where an external signer is.
+#[derive(Debug, Args)]
+pub(crate) struct MoveSigner {
+    /// Its address: https://HOST:PORT/PATH
+    #[arg(long, value_name = "URL")]
+    external_signer: Url,
+    /// The authority of its TLS certificate, PEM: one certificate
+    #[arg(long, value_name = "FILE")]
+    external_signer_ca: PathBuf,
 }
 
 /// Flags of `cluster ca rotate`.
@@ -45,11 +61,17 @@ pub(crate) struct Rotate {
     #[arg(long)]
     compromised: bool,
     /// A root of your own, PEM, instead of one that the cluster makes: P-256, O=<cluster id>, valid for 366 days at least
-    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    #[arg(long, value_name = "FILE", requires = "holder")]
     ca_cert: Option<PathBuf>,
     /// Its private key, PEM (PKCS#8, not encrypted); sealed in the cluster, and never shown again
-    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    #[arg(long, value_name = "FILE", requires = "ca_cert", group = "holder")]
     ca_key: Option<PathBuf>,
+    /// Who signs with its private key, in place of --ca-key: a signer outside of the cluster, https://HOST:PORT/PATH
+    #[arg(long, value_name = "URL", requires_all = ["ca_cert", "external_signer_ca"], group = "holder")]
+    external_signer: Option<Url>,
+    /// The authority of the signer's TLS certificate, PEM: one certificate
+    #[arg(long, value_name = "FILE", requires = "external_signer")]
+    external_signer_ca: Option<PathBuf>,
     /// Does not wait until the old root is gone
     #[arg(short, long)]
     detach: bool,
@@ -131,7 +153,36 @@ pub(super) async fn run(verb: CaVerb, app: &mut App<'_>) -> Result<Exit, Refusal
             show(&status, app)
         }
         CaVerb::Cancel => cancel(app).await,
+        CaVerb::Roots => {
+            let status = app.connect()?.status().await?;
+            let text: String = status.roots.iter().map(|root| pem::encode(root)).collect();
+            app.print(&text)?;
+            Ok(Exit::Done)
+        }
+        CaVerb::MoveSigner(to) => move_signer(to, app).await,
     }
+}
+
+fn signer(url: &Url, ca: &Path) -> Result<ExternalSigner, Refusal> {
+    Ok(ExternalSigner {
+        url: url.to_string(),
+        ca: read(ca, pem::certificate)?,
+    })
+}
+
+async fn move_signer(to: MoveSigner, app: &mut App<'_>) -> Result<Exit, Refusal> {
+    let request = MoveSignerRequest {
+        request_id: text::new_id().to_vec(),
+        external_signer: Some(signer(&to.external_signer, &to.external_signer_ca)?),
+    };
+    let mut connection = app.connect()?;
+    connection
+        .change_signed("cluster ca move-signer", async |mut c| {
+            c.move_signer(request.clone()).await
+        })
+        .await?;
+    let status = ask(&mut connection).await?;
+    show(&status, app)
 }
 
 async fn cancel(app: &mut App<'_>) -> Result<Exit, Refusal> {
@@ -148,8 +199,8 @@ async fn cancel(app: &mut App<'_>) -> Result<Exit, Refusal> {
     show(&status, app)
 }
 
-/// What `read` finds in a file.
-fn pem<T>(path: &Path, read: impl FnOnce(&[u8]) -> Result<T, PemError>) -> Result<T, Refusal> {
+/// What `parse` finds in a file.
+fn read<T>(path: &Path, parse: impl FnOnce(&[u8]) -> Result<T, PemError>) -> Result<T, Refusal> {
     let place = path.display().to_string();
     let unreadable =
         |e: std::io::Error| Refusal::new(Code::Unreadable, &place, e.to_string(), "check the path");
@@ -166,7 +217,7 @@ fn pem<T>(path: &Path, read: impl FnOnce(&[u8]) -> Result<T, PemError>) -> Resul
             "give the file with that alone",
         ));
     }
-    read(&text).map_err(|e| Refusal::new(Code::BadRoot, &place, e.to_string(), e.hint()))
+    parse(&text).map_err(|e| Refusal::new(Code::BadRoot, &place, e.to_string(), e.hint()))
 }
 
 async fn ask(connection: &mut Connection) -> Result<RotationStatus, Refusal> {
@@ -191,23 +242,28 @@ async fn rotate(options: Rotate, app: &mut App<'_>) -> Result<Exit, Refusal> {
         app.confirm("Rotate without a way from the old root? Nodes that are down now must join again")?;
     }
     let root = match &options.ca_cert {
-        Some(path) => pem(path, bulkhead_identity::pem::certificate)?,
+        Some(path) => read(path, pem::certificate)?,
         None => Vec::new(),
     };
     let root_key = match &options.ca_key {
-        Some(path) => pem(path, bulkhead_identity::pem::private_key)?,
+        Some(path) => read(path, pem::private_key)?,
         None => Zeroizing::default(),
+    };
+    let external_signer = match (&options.external_signer, &options.external_signer_ca) {
+        (Some(url), Some(ca)) => Some(signer(url, ca)?),
+        _ => None,
     };
     let mut connection = app.connect()?;
     let request_id = text::new_id().to_vec();
     connection
-        .change("cluster ca rotate", async |mut c| {
+        .change_signed("cluster ca rotate", async |mut c| {
             c.rotate_root(RotateRootRequest {
                 request_id: request_id.clone(),
                 deadline_ms: millis(options.deadline),
                 compromised: options.compromised,
                 root: root.clone(),
                 root_key: root_key.to_vec(),
+                external_signer: external_signer.clone(),
             })
             .await
         })
@@ -232,6 +288,9 @@ async fn rotate(options: Rotate, app: &mut App<'_>) -> Result<Exit, Refusal> {
             next.clone_from(&status.next);
             let left = text::distance(status.deadline, status.now);
             progress.set("phase", &format!("{}; the deadline is {left}", phase(&status)));
+            if !status.paused.is_empty() {
+                progress.set("paused", &status.paused);
+            }
             for node in &status.nodes {
                 progress.set(&node.name, &line(node));
             }
@@ -295,6 +354,12 @@ fn people(status: &RotationStatus) -> String {
         say("new root", root(&status.next));
         say("deadline", text::distance(status.deadline, status.now));
     }
+    if !status.paused.is_empty() {
+        say("PAUSED", status.paused.clone());
+    }
+    for signer in &status.signers {
+        say("signer", said(signer, status.now));
+    }
     if status.former_until != 0 {
         let until = text::distance(status.former_until, status.now);
         say(
@@ -335,13 +400,40 @@ fn people(status: &RotationStatus) -> String {
     out
 }
 
+/// How an external signer fares, on one line.
+pub(super) fn said(signer: &SignerStatus, now: i64) -> String {
+    let of = root(&signer.root);
+    let how = match (signer.failing_since, signer.worked_at) {
+        (0, 0) => "was not asked yet".to_owned(),
+        (0, at) => format!("signed {}", text::distance(at, now)),
+        (since, _) => format!("fails, first {}: {}", text::distance(since, now), signer.reason),
+    };
+    format!("{} of root {of} {how}", signer.url)
+}
+
+pub(super) fn signers(signers: &[SignerStatus]) -> Value {
+    let of = |signer: &SignerStatus| {
+        json!({
+            "root": root(&signer.root),
+            "url": signer.url,
+            "failing_since": time(signer.failing_since),
+            "reason": (!signer.reason.is_empty()).then_some(&signer.reason),
+            "worked_at": time(signer.worked_at),
+        })
+    };
+    signers.iter().map(of).collect()
+}
+
+fn time(ms: i64) -> Value {
+    if ms == 0 { Value::Null } else { text::time(ms) }
+}
+
 fn json(status: &RotationStatus) -> Value {
     let phase = match status.phase() {
         RotationPhase::Unspecified => Value::Null,
         RotationPhase::Bundle => "bundle".into(),
         RotationPhase::Issue => "issue".into(),
     };
-    let time = |ms: i64| if ms == 0 { Value::Null } else { text::time(ms) };
     json!({
         "index": status.index,
         "phase": phase,
@@ -350,6 +442,8 @@ fn json(status: &RotationStatus) -> Value {
         "started_at": time(status.started_at),
         "deadline": time(status.deadline),
         "former_until": time(status.former_until),
+        "paused": (!status.paused.is_empty()).then_some(&status.paused),
+        "signers": signers(&status.signers),
         "nodes": status.nodes.iter().map(|node| json!({
             "id": text::id(&node.node_id), "name": node.name, "role": text::role(node.role()),
             "trusts": node.trusts, "uses": node.uses, "waited_for": node.waited_for, "lags": node.lags,

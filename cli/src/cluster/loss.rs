@@ -282,7 +282,15 @@ fn meaning(raised: &Raised) -> Vec<String> {
             raised.forgotten.join(", ")
         ));
     }
-    if !raised.workers.is_empty() {
+    if raised.new_root {
+        let workers = match raised.workers.as_slice() {
+            [] => String::new(),
+            workers => format!(": the workers {}", workers.join(", ")),
+        };
+        lines.push(format!(
+            "the root is new, since its signer outside cannot know this manager: everyone joins again with a ticket{workers}"
+        ));
+    } else if !raised.workers.is_empty() {
         lines.push(format!(
             "come back by themselves: {}; with a key that this state does not know yet only until {}",
             raised.workers.join(", "),

@@ -7,6 +7,7 @@ use bulkhead_identity::recovery::fingerprint;
 use bulkhead_proto::wire::{ClusterStatus, MemberStatus};
 use serde_json::{Value, json};
 
+use super::ca;
 use crate::app::App;
 use crate::output::{Format, document, table, text};
 use crate::refusal::{Exit, Refusal};
@@ -81,6 +82,9 @@ fn people(status: &ClusterStatus, now: i64) -> String {
             text::distance(status.oldest_certificate_not_after, now)
         ),
     );
+    for signer in &status.signers {
+        line("signer", ca::said(signer, now));
+    }
     line("key ring", key_ring(status));
     line("stores", stores(status));
     line(
@@ -232,6 +236,7 @@ fn json(status: &ClusterStatus) -> Value {
         "level": status.level,
         "roots": status.roots.iter()
             .map(|der| bulkhead_proto::Digest::of(der).to_string()).collect::<Vec<_>>(),
+        "signers": ca::signers(&status.signers),
         "node_certificate_validity_ms": status.node_certificate_validity_ms,
         "oldest_certificate_not_after": text::time(status.oldest_certificate_not_after),
         "pending_tasks": status.pending_tasks,

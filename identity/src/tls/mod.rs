@@ -43,14 +43,14 @@ fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier
         .expect("ring has cipher suites of TLS 1.3")
 }
 
-fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+pub(crate) fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
     ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])
         .expect("ring has cipher suites of TLS 1.3")
 }
 
 /// The key with the certificates that `protocol` shows.
-fn presented(credentials: &Credentials, protocol: &[u8]) -> Arc<CertifiedKey> {
+pub(crate) fn presented(credentials: &Credentials, protocol: &[u8]) -> Arc<CertifiedKey> {
     let pkcs8 = PrivateKeyDer::Pkcs8(credentials.key.pkcs8().into());
     let key = rustls::crypto::ring::sign::any_ecdsa_type(&pkcs8).expect("a `Key` is a P-256 key");
     let chain = credentials.presented(protocol);

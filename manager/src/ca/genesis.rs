@@ -2,6 +2,7 @@
 
 use bulkhead_identity::authority::{Authority, IssueError};
 use bulkhead_identity::csr::PublicKey;
+use bulkhead_identity::order::Order;
 use bulkhead_identity::seam::{Entropy, EntropyError};
 use bulkhead_identity::{Subject, UnlockKey};
 use bulkhead_proto::wire::{
@@ -11,7 +12,7 @@ use bulkhead_proto::wire::{
 use bulkhead_proto::{ClusterId, NodeId, Role, limits};
 use bulkhead_raft::state::{Key, LEVEL, State};
 
-use super::{Validity, names, sign};
+use super::{Validity, names, signed};
 use crate::key_ring::{self, KeyRingError};
 use crate::{lock, view};
 
@@ -143,7 +144,9 @@ pub fn genesis(
     };
     let admit = |node, role, key: &PublicKey| {
         let validity = Validity::of_role(role, &object, now_ms);
-        sign(&authority, &Subject { cluster, node, role }, key, validity)
+        let subject = Subject { cluster, node, role };
+        let order = Order::leaf(subject, key, validity.not_before, validity.not_after)?;
+        signed(&order, authority.sign(&order)?)
     };
     let nothing = State::default();
     let name = names::free(&nothing, &manager.name, Role::Manager);

@@ -77,6 +77,23 @@ impl GivenError {
 /// # Errors
 /// [`GivenError`], with the first difference.
 pub fn given(cluster: &Cluster, root: &[u8], pkcs8: &[u8], now_ms: i64) -> Result<Authority, GivenError> {
+    let given = fits(cluster, root, now_ms)?;
+    let authority = Authority::from_parts(root, pkcs8).map_err(|error| match error {
+        IssueError::Key => GivenError::Key,
+        other => GivenError::Sign(other),
+    })?;
+    // Names are compared byte by byte: it must be able to write its own.
+    authority
+        .cross(&given, now_ms - millis(limits::CERTIFICATE_BACKDATE))
+        .map_err(GivenError::Sign)?;
+    Ok(authority)
+}
+
+/// Judges a given root without its key.
+///
+/// # Errors
+/// [`GivenError`], with the first difference.
+pub fn fits(cluster: &Cluster, root: &[u8], now_ms: i64) -> Result<Root, GivenError> {
     let given = Root::from_der(root)?;
     let present = Root::from_der(&cluster.root_certificate)?;
     if given.cluster() != present.cluster() {
@@ -106,15 +123,7 @@ pub fn given(cluster: &Cluster, root: &[u8], pkcs8: &[u8], now_ms: i64) -> Resul
     if known.any(|it| it.is_namesake_of(&given) && it.key_id() != given.key_id()) {
         return Err(GivenError::Name);
     }
-    let authority = Authority::from_parts(root, pkcs8).map_err(|error| match error {
-        IssueError::Key => GivenError::Key,
-        other => GivenError::Sign(other),
-    })?;
-    // Names are compared byte by byte: it must be able to write its own.
-    authority
-        .cross(&given, now_ms - millis(limits::CERTIFICATE_BACKDATE))
-        .map_err(GivenError::Sign)?;
-    Ok(authority)
+    Ok(given)
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use bulkhead_raft::Replica;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::rotation;
+use super::Ca;
+use super::rotation::{self, Signer};
 use crate::lock;
 use crate::proposer::Proposer;
 
@@ -16,7 +17,13 @@ use crate::proposer::Proposer;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Carries them on while this manager leads; ends when stopped.
-pub async fn lead(replica: Replica, proposer: Proposer, clock: Arc<dyn Clock>, stop: CancellationToken) {
+pub async fn lead(
+    replica: Replica,
+    proposer: Proposer,
+    ca: Ca,
+    clock: Arc<dyn Clock>,
+    stop: CancellationToken,
+) {
     let mut applied = replica.applied();
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -33,8 +40,9 @@ pub async fn lead(replica: Replica, proposer: Proposer, clock: Arc<dyn Clock>, s
         };
         let now = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
         let state = replica.state();
-        let Some((unchanged, change, what)) = rotation::plan(&state, now).or_else(|| lock::plan(&state))
-        else {
+        let signer = Signer::of(&state, ca.signers());
+        let planned = rotation::plan(&state, signer, now).or_else(|| lock::plan(&state));
+        let Some((unchanged, change, what)) = planned else {
             continue;
         };
         match proposer.controller(term, vec![unchanged], vec![change]).await {

@@ -547,7 +547,7 @@ mod tests {
                 not_before: AT + from,
                 not_after: AT + from + 1_000_000,
             };
-            ca.issue(&cluster, NODE_5, role, &public(), validity)
+            ca.issue_here(&cluster, NODE_5, role, &public(), validity)
                 .expect("signed")
         };
         let record = genesis::record(NODE_5, role, "five".into(), issue(100_000), AT);

@@ -7,17 +7,17 @@
 
 use std::time::Duration;
 
-use bulkhead_identity::authority::{Authority, IssueError};
-use bulkhead_identity::bundle::Root;
+use bulkhead_identity::authority::Authority;
 use bulkhead_proto::wire::{
-    Change, Cluster, FormerRoot, Node, NodeStatus, Precondition, Role, Rotation, RotationNode, RotationPhase,
-    RotationStatus, change::Change as Step, object::Object as Any,
+    Change, Cluster, ExternalSigner, FormerRoot, Node, NodeStatus, Precondition, Role, Rotation,
+    RotationNode, RotationPhase, RotationStatus, SignerStatus, change::Change as Step, object::Object as Any,
 };
 use bulkhead_proto::{ClusterId, KeyId, limits};
-use bulkhead_raft::state::{Key, State};
+use bulkhead_raft::state::State;
 
+use super::signer::{self, Signers};
 use super::{CaError, trust};
-use crate::key_ring::KeyRing;
+use crate::key_ring::{KeyRing, cluster_place};
 use crate::view;
 
 /// What a new rotation is asked to be.
@@ -29,43 +29,84 @@ pub struct Order {
     pub compromised: bool,
 }
 
-/// The rotation that begins now, to a new root or to the `given` one: its key sealed, and the cross-certificate.
+/// The root that a rotation leads to.
+#[derive(Debug)]
+pub enum Next {
+    /// Its key is to be sealed in the cluster.
+    Here(Box<Authority>),
+    /// Its key is with a signer outside, and stays there.
+    Outside {
+        /// The root, DER.
+        root: Vec<u8>,
+        /// Who signs.
+        signer: ExternalSigner,
+    },
+}
+
+impl Next {
+    /// One that is made now.
+    ///
+    /// # Errors
+    /// Where the system gives no random bytes.
+    pub fn generate(cluster: &Cluster, now_ms: i64) -> Result<Self, CaError> {
+        let id = ClusterId::try_from(cluster.id.as_slice()).map_err(|_| CaError::NoRoot)?;
+        let from = now_ms.saturating_sub(super::millis(limits::CERTIFICATE_BACKDATE));
+        Ok(Next::Here(Box::new(Authority::generate(id, from)?)))
+    }
+
+    /// The root, DER.
+    pub fn root(&self) -> &[u8] {
+        match self {
+            Next::Here(authority) => authority.root_der(),
+            Next::Outside { root, .. } => root,
+        }
+    }
+}
+
+/// The rotation that begins now, from a root whose key is in the cluster to one that is made now.
 ///
 /// # Errors
 /// [`CaError`]; nothing was kept then.
-pub fn begin(
-    cluster: &Cluster,
-    order: Order,
-    given: Option<Authority>,
-    ring: &KeyRing,
-    now_ms: i64,
-) -> Result<Rotation, CaError> {
-    let id = ClusterId::try_from(cluster.id.as_slice()).map_err(|_| CaError::NoRoot)?;
-    let from = now_ms.saturating_sub(super::millis(limits::CERTIFICATE_BACKDATE));
-    let next = match given {
-        Some(given) => given,
-        None => Authority::generate(id, from)?,
-    };
+pub fn begin(cluster: &Cluster, order: Order, ring: &KeyRing, now_ms: i64) -> Result<Rotation, CaError> {
+    let next = Next::generate(cluster, now_ms)?;
     let cross = match order.compromised {
         true => Vec::new(),
         false => {
-            let sealed = cluster.root_key.as_ref().ok_or(CaError::NoRoot)?;
-            let place = Key::new(bulkhead_proto::wire::Kind::Cluster, *id.as_bytes());
-            let pkcs8 = ring.open(cluster, place, sealed)?;
-            let old = Authority::from_parts(&cluster.root_certificate, &pkcs8)?;
-            let root = Root::from_der(next.root_der()).map_err(IssueError::from)?;
-            old.cross(&root, from)?
+            let by = trust::present(cluster);
+            let crossing = super::crossing(by.root, next.root(), now_ms)?;
+            super::sign_here(ring, cluster, by, &crossing)?
         }
     };
-    let place = Key::new(bulkhead_proto::wire::Kind::Cluster, *id.as_bytes());
+    towards(cluster, order, &next, cross, ring, now_ms)
+}
+
+/// The rotation that begins now, with the cross-certificate that leads to the new root: none where the old root is not to
+/// lead there. A key that comes to the cluster is sealed.
+///
+/// # Errors
+/// [`CaError`]; nothing was kept then.
+pub fn towards(
+    cluster: &Cluster,
+    order: Order,
+    next: &Next,
+    cross: Vec<u8>,
+    ring: &KeyRing,
+    now_ms: i64,
+) -> Result<Rotation, CaError> {
+    let place = cluster_place(cluster).ok_or(CaError::NoRoot)?;
+    let (root_key, external_signer) = match next {
+        Next::Here(authority) => (Some(ring.seal(cluster, place, authority.key_pkcs8())?), None),
+        Next::Outside { signer, .. } => (None, Some(signer.clone())),
+    };
     Ok(Rotation {
         phase: RotationPhase::Bundle.into(),
-        root: next.root_der().to_vec(),
-        root_key: Some(ring.seal(cluster, place, next.key_pkcs8())?),
+        root: next.root().to_vec(),
+        root_key,
         cross,
         started_at: now_ms,
         deadline: now_ms.saturating_add(super::millis(order.deadline)),
         exposed: false,
+        external_signer,
     })
 }
 
@@ -74,8 +115,14 @@ pub fn begin(
 pub fn begun(cluster: &Cluster, rotation: Rotation) -> Cluster {
     Cluster {
         rotation: Some(rotation),
+        root_exposed: is_exposed(cluster),
         ..cluster.clone()
     }
+}
+
+/// Whether somebody could open the key of the present root who is a manager no more. A key that is outside nobody could.
+pub fn is_exposed(cluster: &Cluster) -> bool {
+    cluster.root_exposed && cluster.external_signer.is_none()
 }
 
 /// Why a rotation is not taken back.
@@ -90,32 +137,79 @@ pub enum NoWayBack {
 /// The cluster with its present root alone again: nothing was signed with the new one, whose key is gone then, and is to
 /// leave the managers' logs, too.
 ///
+/// A new root whose signer is outside may never sign again, and then the rotation would never end. So it is also taken back
+/// while that one signs, as long as not `most_renewed` of the managers: those that did come back by their keys.
+///
 /// # Errors
 /// [`NoWayBack`].
-pub fn cancelled(cluster: &Cluster) -> Result<Cluster, NoWayBack> {
+pub fn cancelled(cluster: &Cluster, most_renewed: impl FnOnce() -> bool) -> Result<Cluster, NoWayBack> {
     let rotation = cluster.rotation.as_ref().ok_or(NoWayBack::NoRotation)?;
-    match rotation.phase() {
-        RotationPhase::Bundle => Ok(Cluster {
+    let may = match rotation.phase() {
+        RotationPhase::Bundle => true,
+        // Without a cross-certificate the old root is not to be believed any more.
+        RotationPhase::Issue | RotationPhase::Unspecified => {
+            rotation.external_signer.is_some() && !rotation.cross.is_empty() && !most_renewed()
+        }
+    };
+    match may {
+        true => Ok(Cluster {
             rotation: None,
-            root_exposed: cluster.root_exposed || rotation.exposed,
+            root_exposed: (cluster.root_exposed || rotation.exposed) && cluster.external_signer.is_none(),
             reseal: cluster.reseal + 1,
             ..cluster.clone()
         }),
-        RotationPhase::Issue | RotationPhase::Unspecified => Err(NoWayBack::Issuing),
+        false => Err(NoWayBack::Issuing),
+    }
+}
+
+/// Whether most managers have a certificate of the root that a rotation leads to: then it ends by its deadline.
+pub fn most_renewed(state: &State) -> bool {
+    let rotation = view::cluster(state).and_then(|cluster| cluster.rotation.as_ref());
+    let Some(root) = rotation.and_then(|it| trust::key_id(&it.root).ok()) else {
+        return false;
+    };
+    let renewed = view::managers(state).filter(|node| node.issuer == root.as_bytes());
+    renewed.count() > view::managers(state).count() / 2
+}
+
+/// Whether a new root whose key is outside of the cluster can begin to sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signer {
+    /// It signed when it was asked last, or the key is in the cluster.
+    Signs,
+    /// It failed, or was not asked yet: the old root signs on, and the rotation can still be taken back.
+    Fails,
+}
+
+impl Signer {
+    /// The one of the rotation that is under way, as this manager knows it.
+    pub fn of(state: &State, signers: Option<&Signers>) -> Self {
+        let rotation = view::cluster(state).and_then(|cluster| cluster.rotation.as_ref());
+        let Some(rotation) = rotation.filter(|it| it.external_signer.is_some()) else {
+            return Signer::Signs;
+        };
+        let root = trust::key_id(&rotation.root).ok();
+        match root
+            .zip(signers)
+            .is_some_and(|(root, signers)| signers.works(root))
+        {
+            true => Signer::Signs,
+            false => Signer::Fails,
+        }
     }
 }
 
 /// What the leader commits next, if anything is due.
-pub fn plan(state: &State, now_ms: i64) -> Option<(Precondition, Change, &'static str)> {
+pub fn plan(state: &State, signer: Signer, now_ms: i64) -> Option<(Precondition, Change, &'static str)> {
     let cluster = view::cluster(state)?;
-    let (next, what) = next(state, cluster, now_ms)?;
+    let (next, what) = next(state, cluster, signer, now_ms)?;
     let change = Change {
         change: Some(Step::Replace(view::object(Any::Cluster(next)))),
     };
     Some((view::unchanged_cluster(cluster), change, what))
 }
 
-fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'static str)> {
+fn next(state: &State, cluster: &Cluster, signer: Signer, now_ms: i64) -> Option<(Cluster, &'static str)> {
     let Some(rotation) = &cluster.rotation else {
         // Who was away longer than this joins again with a ticket.
         if cluster.former.as_ref()?.until > now_ms {
@@ -137,6 +231,9 @@ fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'sta
     }
     let mut new = cluster.clone();
     if rotation.phase() == RotationPhase::Bundle {
+        if signer == Signer::Fails {
+            return None;
+        }
         new.rotation = Some(Rotation {
             phase: RotationPhase::Issue.into(),
             ..rotation.clone()
@@ -150,7 +247,9 @@ fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'sta
     });
     new.root_certificate.clone_from(&rotation.root);
     new.root_key.clone_from(&rotation.root_key);
+    new.external_signer.clone_from(&rotation.external_signer);
     new.rotation = None;
+    new.root_exposed = is_exposed(&new);
     // The old root's sealed key is to leave the managers' logs, too.
     new.reseal += 1;
     Some((new, "the old root is dropped, and its key"))
@@ -158,7 +257,7 @@ fn next(state: &State, cluster: &Cluster, now_ms: i64) -> Option<(Cluster, &'sta
 
 /// A manager without a certificate of the root that signs now: it missed the last rotation, and is not back yet.
 pub fn behind(state: &State) -> Option<&Node> {
-    let root = trust::key_id(trust::issuer(view::cluster(state)?).0).ok()?;
+    let root = trust::key_id(trust::issuer(view::cluster(state)?).root).ok()?;
     // One that never said has just joined.
     view::managers(state)
         .find(|node| !node.issuer.is_empty() && node.issuer != root.as_bytes() && node.quarantined_at == 0)
@@ -205,17 +304,37 @@ fn judged(node: &Node, phase: RotationPhase, root: Option<KeyId>) -> RotationNod
     }
 }
 
+/// How the signers outside fare of which this cluster has roots.
+pub fn signers(cluster: &Cluster, signers: Option<&Signers>) -> Vec<SignerStatus> {
+    let status = |(id, _, signer): (KeyId, &[u8], &ExternalSigner)| Some(signers?.status(id, signer));
+    signer::outside(cluster).into_iter().filter_map(status).collect()
+}
+
+/// Why a rotation does not go on, if it does not: by what this manager knows of the new root's signer.
+fn paused(rotation: &Rotation, signers: &[SignerStatus]) -> String {
+    let id = trust::key_id(&rotation.root).map_or_else(|_| Vec::new(), KeyId::to_wire);
+    let Some(signer) = signers.iter().find(|it| it.root == id) else {
+        return String::new();
+    };
+    match (signer.failing_since, signer.worked_at) {
+        (0, 0) => "the new root's signer was not asked yet".to_owned(),
+        (0, _) => String::new(),
+        _ => format!("the new root's signer fails: {}", signer.reason),
+    }
+}
+
 /// The rotation as people look at it.
-pub fn status(state: &State, now_ms: i64) -> RotationStatus {
+pub fn status(state: &State, signers: Option<&Signers>, now_ms: i64) -> RotationStatus {
     let id = |root: &[u8]| trust::key_id(root).map_or_else(|_| Vec::new(), KeyId::to_wire);
     let Some(cluster) = view::cluster(state) else {
         return RotationStatus::default();
     };
     let rotation = cluster.rotation.clone().unwrap_or_default();
+    let signers = self::signers(cluster, signers);
     RotationStatus {
         index: state.index(),
         phase: rotation.phase,
-        issuer: id(trust::issuer(cluster).0),
+        issuer: id(trust::issuer(cluster).root),
         next: id(&rotation.root),
         started_at: rotation.started_at,
         deadline: rotation.deadline,
@@ -225,6 +344,8 @@ pub fn status(state: &State, now_ms: i64) -> RotationStatus {
             _ => 0,
         },
         now: now_ms,
+        paused: paused(&rotation, &signers),
+        signers,
     }
 }
 

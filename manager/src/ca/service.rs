@@ -125,6 +125,7 @@ impl EnrolmentService {
                 .0
                 .ca
                 .issue(cluster, new.node, new.role, ask.key(), validity)
+                .await
                 .map_err(|error| not_signed(&error))?;
             let actor = format!("ticket/{}", new.ticket);
             let (node, role) = (new.node, new.role);
@@ -246,6 +247,7 @@ impl EnrolmentService {
                 .0
                 .ca
                 .issue(cluster, node, role, key, validity)
+                .await
                 .map_err(|error| not_signed(&error))?;
             let (preconditions, changes) =
                 renewal::with_key(record, cluster, presented, signed, role, self.now());
@@ -552,8 +554,17 @@ pub(crate) fn request_id(bytes: &[u8]) -> Result<RequestId, Status> {
     })
 }
 
+/// What a signer outside says is for operators: who asks here may be anybody with a ticket.
 fn not_signed(error: &CaError) -> Status {
-    internal("cannot sign certificates now", error)
+    match error {
+        CaError::Signer { .. } => refuse(
+            Code::SignerFails,
+            tonic::Code::Unavailable,
+            "the cluster's external signer does not sign now",
+            "try again; `bulkhead cluster ca status` says why",
+        ),
+        other => internal("cannot sign certificates now", other),
+    }
 }
 
 fn overtaken() -> Status {

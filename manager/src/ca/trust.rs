@@ -3,7 +3,7 @@
 use bulkhead_identity::bundle::{Root, RootError};
 use bulkhead_identity::follow::Told;
 use bulkhead_identity::{Bundle, Certificate, Credentials};
-use bulkhead_proto::wire::{Cluster, FormerRoot, Node, Rotation, RotationPhase, Sealed};
+use bulkhead_proto::wire::{Cluster, ExternalSigner, FormerRoot, Node, Rotation, RotationPhase, Sealed};
 use bulkhead_proto::{KeyId, NodeId};
 use bulkhead_raft::state::State;
 
@@ -17,11 +17,37 @@ pub fn roots(cluster: &Cluster) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// The root that signs now, and its sealed key.
-pub fn issuer(cluster: &Cluster) -> (&[u8], Option<&Sealed>) {
-    match issuing(cluster) {
-        Some(rotation) => (&rotation.root, rotation.root_key.as_ref()),
-        None => (&cluster.root_certificate, cluster.root_key.as_ref()),
+/// A root, and where its key is: sealed in the cluster, or with a signer outside.
+#[derive(Debug, Clone, Copy)]
+pub struct Signatory<'a> {
+    /// The root, DER.
+    pub root: &'a [u8],
+    /// Its key, where the cluster has it.
+    pub key: Option<&'a Sealed>,
+    /// Who signs with it, where the cluster does not have it.
+    pub outside: Option<&'a ExternalSigner>,
+}
+
+/// The root that signs now.
+pub fn issuer(cluster: &Cluster) -> Signatory<'_> {
+    issuing(cluster).map_or_else(|| present(cluster), next)
+}
+
+/// The cluster's root, until a rotation ends.
+pub fn present(cluster: &Cluster) -> Signatory<'_> {
+    Signatory {
+        root: &cluster.root_certificate,
+        key: cluster.root_key.as_ref(),
+        outside: cluster.external_signer.as_ref(),
+    }
+}
+
+/// The root that a rotation leads to.
+pub fn next(rotation: &Rotation) -> Signatory<'_> {
+    Signatory {
+        root: &rotation.root,
+        key: rotation.root_key.as_ref(),
+        outside: rotation.external_signer.as_ref(),
     }
 }
 
@@ -59,7 +85,7 @@ pub fn told<T>(cluster: &Cluster, act: impl FnOnce(&Told<'_>) -> T) -> Result<T,
     Ok(act(&Told {
         roots: &roots(cluster),
         former: former(cluster),
-        issuer: key_id(issuer(cluster).0)?.as_bytes(),
+        issuer: key_id(issuer(cluster).root)?.as_bytes(),
     }))
 }
 
@@ -107,7 +133,7 @@ pub fn key_id(root: &[u8]) -> Result<KeyId, RootError> {
 pub fn is_due(state: &State, node: NodeId) -> bool {
     let newest = view::node(state, node).and_then(|node| node.keys.last());
     let certificate = newest.and_then(|key| Certificate::from_der(&key.certificate).ok());
-    let root = view::cluster(state).and_then(|cluster| Root::from_der(issuer(cluster).0).ok());
+    let root = view::cluster(state).and_then(|cluster| Root::from_der(issuer(cluster).root).ok());
     match (certificate, root) {
         (Some(certificate), Some(root)) => !root.is_issuer_of(&certificate),
         _ => false,

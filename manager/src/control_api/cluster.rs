@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use bulkhead_identity::authority::Authority;
 use bulkhead_proto::wire::{
-    Autolock, CancelRotationRequest, Cluster, ConfirmUnlockKeyRequest, GetUnlockKeyResponse, KeyRingEpoch,
-    RotateKeyRingRequest, RotateRootRequest, RotateUnlockKeyRequest, Rotation, UpdateClusterRequest,
+    Autolock, CancelRotationRequest, Cluster, ConfirmUnlockKeyRequest, ExternalSigner, GetUnlockKeyResponse,
+    KeyRingEpoch, MoveSignerRequest, RotateKeyRingRequest, RotateRootRequest, RotateUnlockKeyRequest,
+    Rotation, UpdateClusterRequest,
 };
 use bulkhead_proto::{Code, limits};
 use tonic::Status;
@@ -13,8 +13,9 @@ use tonic::Status;
 use super::change::{Decision, Plan};
 use super::check;
 use crate::ca::CaError;
-use crate::ca::given::GivenError;
-use crate::ca::rotation::{self, NoWayBack, Order};
+use crate::ca::given::{self, GivenError};
+use crate::ca::rotation::{self, Next, NoWayBack, Order};
+use crate::ca::{signer, signing_refused};
 use crate::key_ring::{KeyRing, KeyRingError};
 use crate::lock::{self, LockError};
 use crate::refusal::{chain, internal, refuse};
@@ -187,17 +188,24 @@ fn not_locked(error: &LockError) -> Status {
     refuse(code, tonic::Code::FailedPrecondition, error.to_string(), hint)
 }
 
-/// Begins a rotation of the root. `given` is the one that was brought, and `begin` makes the rotation. A manager that
-/// missed the last one is in `behind`: it would not find back after another.
-pub(super) fn rotate(
+/// What a request for a rotation comes to.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// It stands already.
+    Done(Decision),
+    /// One begins.
+    Begin(Order),
+}
+
+/// Whether a rotation of the root may begin. A manager that missed the last one is in `behind`: it would not find back
+/// after another.
+pub(super) fn may_rotate(
     cluster: &Cluster,
     request: &RotateRootRequest,
     behind: Option<&str>,
-    given: impl Fn() -> Result<Option<Authority>, GivenError>,
-    begin: impl Fn(Order, Option<Authority>) -> Result<Rotation, CaError>,
-) -> Result<Decision, Status> {
+) -> Result<Asked, Status> {
     if is_retry(cluster, &request.request_id) {
-        return Ok(Decision::done(cluster));
+        return Ok(Asked::Done(Decision::done(cluster)));
     }
     let deadline = match request.deadline_ms {
         0 => limits::ROTATION_DEADLINE,
@@ -228,27 +236,129 @@ pub(super) fn rotate(
             "start it and wait until it is back, or remove it: `bulkhead node rm --force`",
         ));
     }
-    let order = Order {
+    Ok(Asked::Begin(Order {
         deadline,
         compromised: request.compromised,
-    };
-    let given = given().map_err(|error| {
+    }))
+}
+
+/// The root that a rotation is to lead to: a new one, one that was brought with its key, or one whose key is outside.
+pub(super) fn next_root(
+    cluster: &Cluster,
+    request: &RotateRootRequest,
+    key: &[u8],
+    now_ms: i64,
+) -> Result<Next, Status> {
+    let refused = |error: GivenError| {
         refuse(
             Code::BadRoot,
             tonic::Code::InvalidArgument,
             format!("the given root is refused: {}", chain(&error)),
             error.hint(),
         )
-    })?;
-    let rotation = begin(order, given).map_err(|error| internal("cannot make a root", &error))?;
-    Ok(Plan::about(&cluster.id)
+    };
+    let Some(signer) = &request.external_signer else {
+        if request.root.is_empty() && key.is_empty() {
+            return Next::generate(cluster, now_ms).map_err(|error| no_root(&error));
+        }
+        let given = given::given(cluster, &request.root, key, now_ms).map_err(refused)?;
+        return Ok(Next::Here(Box::new(given)));
+    };
+    if !key.is_empty() {
+        return Err(check::invalid(
+            "root_key",
+            "the key of a root that an external signer signs for stays with the signer",
+        ));
+    }
+    given::fits(cluster, &request.root, now_ms).map_err(refused)?;
+    check_signer(signer)?;
+    Ok(Next::Outside {
+        root: request.root.clone(),
+        signer: signer.clone(),
+    })
+}
+
+fn check_signer(signer: &ExternalSigner) -> Result<(), Status> {
+    signer::check(signer).map_err(|error| {
+        refuse(
+            Code::BadField,
+            tonic::Code::InvalidArgument,
+            chain(&error),
+            error.hint(),
+        )
+    })
+}
+
+/// Why there is no root to rotate to, or no way to it from the present one.
+pub(super) fn no_root(error: &CaError) -> Status {
+    signing_refused("cannot make a root", error)
+}
+
+/// What it means that the signer of the present root does not certify the next one.
+pub(super) fn no_way(cluster: &Cluster, error: &CaError) -> Status {
+    match (error, &cluster.external_signer) {
+        (CaError::Signer { source, .. }, Some(_)) => refuse(
+            Code::SignerFails,
+            tonic::Code::Unavailable,
+            format!(
+                "the present root's signer does not certify the next root: {}",
+                chain(&**source)
+            ),
+            "let it sign a cross-certificate (docs/reference/external-signer.md); if it is gone for good, rotate with \
+             --compromised: nodes that are down then must join again",
+        ),
+        _ => no_root(error),
+    }
+}
+
+/// The rotation as it is committed.
+pub(super) fn begun(cluster: &Cluster, rotation: Rotation) -> Decision {
+    Plan::about(&cluster.id)
         .unless_changed(cluster)
         .replace(rotation::begun(cluster, rotation))
-        .into())
+        .into()
+}
+
+/// Whether a root's signer may be looked for elsewhere; nothing where it stands already.
+pub(super) fn may_move_signer(
+    cluster: &Cluster,
+    request: &MoveSignerRequest,
+) -> Result<Option<ExternalSigner>, Status> {
+    if is_retry(cluster, &request.request_id) {
+        return Ok(None);
+    }
+    let signer = request.external_signer.clone().unwrap_or_default();
+    check_signer(&signer)?;
+    if signer::outside(cluster).is_empty() {
+        return Err(refuse(
+            Code::Conflict,
+            tonic::Code::FailedPrecondition,
+            "no external signer signs for a root of this cluster",
+            "`bulkhead cluster ca rotate --ca-cert FILE --external-signer URL --external-signer-ca FILE` rotates to one",
+        ));
+    }
+    Ok(Some(signer))
+}
+
+/// The signer of this root, the present one or the one that a rotation leads to, is there from now on.
+pub(super) fn moved_signer(cluster: &Cluster, root: &[u8], signer: ExternalSigner) -> Decision {
+    let mut new = cluster.clone();
+    match &mut new.rotation {
+        Some(rotation) if rotation.root == root => rotation.external_signer = Some(signer),
+        _ => new.external_signer = Some(signer),
+    }
+    Plan::about(&cluster.id)
+        .unless_changed(cluster)
+        .replace(new)
+        .into()
 }
 
 /// Takes a rotation back, while the old root signs.
-pub(super) fn cancel(cluster: &Cluster, request: &CancelRotationRequest) -> Result<Decision, Status> {
+pub(super) fn cancel(
+    cluster: &Cluster,
+    request: &CancelRotationRequest,
+    most_renewed: impl FnOnce() -> bool,
+) -> Result<Decision, Status> {
     if is_retry(cluster, &request.request_id) {
         return Ok(Decision::done(cluster));
     }
@@ -260,7 +370,7 @@ pub(super) fn cancel(cluster: &Cluster, request: &CancelRotationRequest) -> Resu
             hint,
         ))
     };
-    match rotation::cancelled(cluster) {
+    match rotation::cancelled(cluster, most_renewed) {
         Ok(new) => Ok(Plan::about(&cluster.id)
             .unless_changed(cluster)
             .replace(new)
@@ -278,10 +388,15 @@ pub(super) fn cancel(cluster: &Cluster, request: &CancelRotationRequest) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_identity::Authority;
+    use bulkhead_proto::ClusterId;
     use bulkhead_proto::wire::{Meta, RotationPhase};
 
     use super::super::testing::{plan, refused};
     use super::*;
+
+    /// In 2026.
+    const NOW: i64 = 1_780_000_000_000;
 
     fn cluster() -> Cluster {
         Cluster {
@@ -396,53 +511,138 @@ mod tests {
             deadline_ms,
             ..Default::default()
         };
-        let begin = |order: Order, _| {
-            Ok(Rotation {
-                deadline: i64::try_from(order.deadline.as_secs()).expect("small"),
-                ..Default::default()
-            })
+        let order = |asked: Result<Asked, Status>| match asked.expect("allowed") {
+            Asked::Begin(order) => order,
+            Asked::Done(decision) => panic!("{decision:?}"),
         };
-        let none = || Ok(None);
-        let status = rotate(&cluster(), &request(1, 9_999), None, none, begin).expect_err("too short");
+        let status = may_rotate(&cluster(), &request(1, 9_999), None).expect_err("too short");
         refused(&status, Code::BadField, "10 seconds", "");
-        assert_eq!(
-            plan(rotate(&cluster(), &request(1, 0), None, none, begin).expect("planned"))
-                .changes
-                .len(),
-            1
-        );
-        let again = rotate(&cluster(), &request(4, 0), None, none, begin).expect("a retry");
-        assert!(matches!(again, Decision::Done { .. }));
+        let usual = order(may_rotate(&cluster(), &request(1, 0), None));
+        assert_eq!(usual.deadline, limits::ROTATION_DEADLINE);
+        let planned = plan(begun(&cluster(), Rotation::default()));
+        assert_eq!((planned.changes.len(), planned.preconditions.len()), (1, 1));
+        let again = may_rotate(&cluster(), &request(4, 0), None).expect("a retry");
+        assert!(matches!(again, Asked::Done(Decision::Done { .. })));
         let mut under_way = cluster();
         under_way.rotation = Some(Rotation::default());
-        let status = rotate(&under_way, &request(1, 0), None, none, begin).expect_err("the second");
+        let status = may_rotate(&under_way, &request(1, 0), None).expect_err("the second");
         refused(&status, Code::Conflict, "under way", "cluster ca status");
-        let status =
-            rotate(&cluster(), &request(1, 0), Some("m2"), none, begin).expect_err("it would be lost");
+        let status = may_rotate(&cluster(), &request(1, 0), Some("m2")).expect_err("it would be lost");
         refused(&status, Code::Unsafe, "manager m2", "node rm --force");
         let mut compromised = request(1, 0);
         compromised.compromised = true;
-        plan(rotate(&cluster(), &compromised, Some("m2"), none, begin).expect("it joins again"));
-        let broken = rotate(&cluster(), &request(1, 0), None, none, |_, _| {
-            Err(CaError::NoRoot)
-        })
-        .expect_err("no key");
-        refused(&broken, Code::Internal, "", "");
+        assert!(order(may_rotate(&cluster(), &compromised, Some("m2"))).compromised);
+        refused(&no_root(&CaError::NoRoot), Code::Internal, "", "");
     }
+
+    fn rooted() -> (Cluster, Authority) {
+        let authority = Authority::generate(ClusterId::from_bytes([9; 16]), NOW).expect("a root");
+        let cluster = Cluster {
+            root_certificate: authority.root_der().to_vec(),
+            ..cluster()
+        };
+        (cluster, authority)
+    }
+
     #[test]
     fn a_given_root_that_does_not_fit_is_refused_with_what_to_do() {
-        let request = RotateRootRequest {
-            request_id: vec![1; 16],
+        let (cluster, present) = rooted();
+        let mut request = RotateRootRequest {
+            root: present.root_der().to_vec(),
             ..Default::default()
         };
-        let given = || Err(GivenError::Present);
-        let status = rotate(&cluster(), &request, None, given, |_, _| Ok(Rotation::default()));
+        let status = next_root(&cluster, &request, present.key_pkcs8(), NOW).expect_err("the same again");
         refused(
-            &status.expect_err("the same again"),
+            &status,
             Code::BadRoot,
             "the cluster's root already",
             "give another one",
         );
+        request.external_signer = Some(signer("https://signer.example:8443"));
+        let status = next_root(&cluster, &request, &[], NOW).expect_err("the same again");
+        refused(&status, Code::BadRoot, "the cluster's root already", "");
+    }
+
+    fn signer(url: &str) -> ExternalSigner {
+        ExternalSigner {
+            url: url.to_owned(),
+            ca: rooted().1.root_der().to_vec(),
+        }
+    }
+
+    #[test]
+    fn an_external_signer_is_given_without_the_key_and_with_an_address_of_its_own() {
+        let (cluster, _) = rooted();
+        let outside = rooted().1;
+        let request = |signer| RotateRootRequest {
+            root: outside.root_der().to_vec(),
+            external_signer: Some(signer),
+            ..Default::default()
+        };
+        let good = request(signer("https://signer.example:8443/sign"));
+        let next = next_root(&cluster, &good, &[], NOW).expect("good");
+        assert!(matches!(next, Next::Outside { .. }) && next.root() == outside.root_der());
+        let status = next_root(&cluster, &good, outside.key_pkcs8(), NOW).expect_err("its key");
+        refused(&status, Code::BadField, "stays with the signer", "");
+        for url in ["http://signer.example:8443", "https://a:b@signer.example:1", ""] {
+            let status = next_root(&cluster, &request(signer(url)), &[], NOW).expect_err("no address");
+            refused(
+                &status,
+                Code::BadField,
+                "address is refused",
+                "https://signer.example",
+            );
+        }
+        let mut no_ca = signer("https://signer.example:8443");
+        no_ca.ca = b"none".to_vec();
+        let status = next_root(&cluster, &request(no_ca), &[], NOW).expect_err("no certificate");
+        refused(&status, Code::BadField, "authority is refused", "PEM");
+    }
+
+    #[test]
+    fn a_signer_that_does_not_certify_the_next_root_can_be_gone_without() {
+        let (mut cluster, _) = rooted();
+        let error = CaError::Signer {
+            url: String::new(),
+            source: Box::new(signer::SignerError::Late),
+        };
+        let status = no_way(&cluster, &error);
+        refused(&status, Code::SignerFails, "did not answer", "start the signer");
+        cluster.external_signer = Some(signer("https://signer.example:8443"));
+        refused(
+            &no_way(&cluster, &error),
+            Code::SignerFails,
+            "did not answer",
+            "--compromised",
+        );
+    }
+
+    #[test]
+    fn a_signer_moves_where_there_is_one() {
+        let request = |id: u8, url: &str| MoveSignerRequest {
+            request_id: vec![id; 16],
+            external_signer: Some(signer(url)),
+        };
+        let url = "https://signer.example:8443";
+        let status = may_move_signer(&cluster(), &request(1, url)).expect_err("there is none");
+        refused(&status, Code::Conflict, "no external signer", "ca rotate");
+        let outside = Cluster {
+            external_signer: Some(signer(url)),
+            ..rooted().0
+        };
+        assert_eq!(
+            may_move_signer(&outside, &request(4, url)).expect("a retry"),
+            None
+        );
+        let status = may_move_signer(&outside, &request(1, "ftp://a:1")).expect_err("no address");
+        refused(&status, Code::BadField, "https://", "");
+        let moved = may_move_signer(&outside, &request(1, url)).expect("it moves");
+        let planned = plan(moved_signer(
+            &outside,
+            &outside.root_certificate,
+            moved.expect("an address"),
+        ));
+        assert_eq!((planned.changes.len(), planned.preconditions.len()), (1, 1));
     }
 
     #[test]
@@ -450,7 +650,7 @@ mod tests {
         let request = |id: u8| CancelRotationRequest {
             request_id: vec![id; 16],
         };
-        let status = cancel(&cluster(), &request(1)).expect_err("none is under way");
+        let status = cancel(&cluster(), &request(1), || false).expect_err("none is under way");
         refused(&status, Code::Conflict, "no rotation", "nothing to cancel");
         let under_way = |phase: RotationPhase| Cluster {
             rotation: Some(Rotation {
@@ -459,7 +659,7 @@ mod tests {
             }),
             ..cluster()
         };
-        let planned = plan(cancel(&under_way(RotationPhase::Bundle), &request(1)).expect("planned"));
+        let planned = plan(cancel(&under_way(RotationPhase::Bundle), &request(1), || true).expect("planned"));
         assert_eq!((planned.changes.len(), planned.preconditions.len()), (1, 1));
         let mut begun = under_way(RotationPhase::Bundle);
         for exposed in [false, true] {
@@ -469,11 +669,11 @@ mod tests {
                 root_exposed: exposed,
                 ..cluster()
             };
-            assert_eq!(rotation::cancelled(&begun), Ok(want));
+            assert_eq!(rotation::cancelled(&begun, || true), Ok(want));
         }
-        let status = cancel(&under_way(RotationPhase::Issue), &request(1)).expect_err("too late");
+        let status = cancel(&under_way(RotationPhase::Issue), &request(1), || false).expect_err("too late");
         refused(&status, Code::Conflict, "signs already", "let it end");
-        let again = cancel(&cluster(), &request(4)).expect("a retry");
+        let again = cancel(&cluster(), &request(4), || false).expect("a retry");
         assert!(matches!(again, Decision::Done { .. }));
     }
 }

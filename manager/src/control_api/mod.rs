@@ -36,14 +36,18 @@ use bulkhead_proto::wire::{self, ChangeResponse, Cluster, Kind, RemoveRequest, W
 use bulkhead_proto::{Code, RequestId, TaskId, limits};
 use bulkhead_raft::Replica;
 use bulkhead_raft::state::State;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, ready};
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use zeroize::Zeroizing;
 
 use self::change::{ATTEMPTS, Decision, Plan, is_stale, overtaken, rejected, request_id};
+use self::cluster::Asked;
 use self::object::{IMAGES, Kept, NODES, OPERATORS, SECRETS, SERVICES, TICKETS, get};
 use crate::authz::Principal;
-use crate::ca::{self, Ca};
+use crate::ca::rotation::Next;
+use crate::ca::{self, Ca, CaError};
 use crate::dispatcher::assignments::may_still_run;
 use crate::freshness::Fresh;
 use crate::key_ring::{self, KeyRing};
@@ -65,8 +69,10 @@ pub struct Parts {
     pub proposer: Proposer,
     /// Images' blobs.
     pub registry: Registry,
-    /// Seals secrets, and the authority's key.
+    /// Seals secrets.
     pub key_ring: KeyRing,
+    /// Signs certificates.
+    pub ca: Ca,
     /// Logs of workers whose streams end here.
     pub logs: Arc<dyn LogSource>,
     /// The other managers, for the other workers' logs.
@@ -119,10 +125,21 @@ impl Control {
         request: &[u8],
         decide: impl Fn(&State) -> Result<Decision, Status>,
     ) -> Result<ChangeResponse, Status> {
+        self.change_signed::<T>(actor, request, |state| ready(decide(&state)).boxed())
+            .await
+    }
+
+    /// The same where deciding may have to wait for a signer outside of the cluster.
+    async fn change_signed<'a, T: Kept>(
+        &self,
+        actor: &str,
+        request: &[u8],
+        decide: impl Fn(State) -> BoxFuture<'a, Result<Decision, Status>>,
+    ) -> Result<ChangeResponse, Status> {
         let request = request_id(request)?;
         for _ in 0..ATTEMPTS {
             let state = self.state();
-            let plan = match decide(&state)? {
+            let plan = match decide(state.clone()).await? {
                 Decision::Done { id, version } => {
                     return Ok(ChangeResponse {
                         index: state.index(),
@@ -165,6 +182,58 @@ impl Control {
         let kind = kind.as_str_name();
         tracing::info!(target: "audit", actor, kind, object, index = outcome.index, "changed by an operator");
         Ok(Some(outcome.index))
+    }
+
+    /// What a request for a rotation comes to. Nothing is kept before who is to sign proved that it can.
+    async fn decide_rotation(
+        &self,
+        state: State,
+        request: &wire::RotateRootRequest,
+        key: &[u8],
+    ) -> Result<Decision, Status> {
+        let (old, ca, now) = (cluster(&state)?, &self.0.ca, self.now());
+        let behind = ca::rotation::behind(&state).map(|node| node.name.as_str());
+        let order = match cluster::may_rotate(old, request, behind)? {
+            Asked::Done(decision) => return Ok(decision),
+            Asked::Begin(order) => order,
+        };
+        let next = cluster::next_root(old, request, key, now)?;
+        if let Next::Outside { root, signer } = &next {
+            let proved = ca.probe(root, signer).await;
+            proved.map_err(|error| cluster::no_root(&error))?;
+        }
+        let cross = match order.compromised {
+            true => Vec::new(),
+            false => {
+                let crossed = ca.cross(old, next.root(), now).await;
+                crossed.map_err(|error| cluster::no_way(old, &error))?
+            }
+        };
+        let rotation = ca::rotation::towards(old, order, &next, cross, ca.ring(), now);
+        Ok(cluster::begun(
+            old,
+            rotation.map_err(|error| cluster::no_root(&error))?,
+        ))
+    }
+
+    /// What it comes to that a root's signer is elsewhere: it has to prove there whose key it holds.
+    async fn decide_signer(
+        &self,
+        state: State,
+        request: &wire::MoveSignerRequest,
+    ) -> Result<Decision, Status> {
+        let old = cluster(&state)?;
+        let Some(signer) = cluster::may_move_signer(old, request)? else {
+            return Ok(Decision::done(old));
+        };
+        let mut failed = None;
+        for (_, root, _) in ca::signer::outside(old) {
+            match self.0.ca.probe(root, &signer).await {
+                Ok(()) => return Ok(cluster::moved_signer(old, root, signer)),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(cluster::no_root(&failed.unwrap_or(CaError::NoRoot)))
     }
 
     fn renewed_lock(&self, cluster: &Cluster) -> Result<wire::Autolock, LockError> {
@@ -262,6 +331,7 @@ impl Service for Control {
             &replica.members(),
             replica.member(),
             self.0.fresh.is_fresh(),
+            self.0.ca.signers(),
         );
         Ok(Response::new(status))
     }
@@ -344,30 +414,29 @@ impl Service for Control {
     async fn rotate_root(&self, request: Request<wire::RotateRootRequest>) -> Answer<ChangeResponse> {
         let (actor, mut request) = split(request)?;
         let key = Zeroizing::new(std::mem::take(&mut request.root_key));
-        let (ring, now) = (&self.0.key_ring, self.now());
-        let decide = |state: &State| {
-            let old = cluster(state)?;
-            let behind = ca::rotation::behind(state).map(|node| node.name.as_str());
-            let given = || match request.root.is_empty() && key.is_empty() {
-                true => Ok(None),
-                false => ca::given::given(old, &request.root, &key, now).map(Some),
-            };
-            cluster::rotate(old, &request, behind, given, |order, given| {
-                ca::rotation::begin(old, order, given, ring, now)
-            })
-        };
-        self.change::<Cluster>(&actor, &request.request_id, decide)
+        let decide = |state: State| self.decide_rotation(state, &request, &key).boxed();
+        self.change_signed::<Cluster>(&actor, &request.request_id, decide)
             .await
             .map(Response::new)
     }
 
     async fn get_rotation(&self, _: Request<wire::GetRotationRequest>) -> Answer<wire::RotationStatus> {
-        Ok(Response::new(ca::rotation::status(&self.state(), self.now())))
+        let status = ca::rotation::status(&self.state(), self.0.ca.signers(), self.now());
+        Ok(Response::new(status))
+    }
+
+    async fn move_signer(&self, request: Request<wire::MoveSignerRequest>) -> Answer<ChangeResponse> {
+        let (actor, request) = split(request)?;
+        let decide = |state: State| self.decide_signer(state, &request).boxed();
+        self.change_signed::<Cluster>(&actor, &request.request_id, decide)
+            .await
+            .map(Response::new)
     }
 
     async fn cancel_rotation(&self, request: Request<wire::CancelRotationRequest>) -> Answer<ChangeResponse> {
         let (actor, request) = split(request)?;
-        let decide = |state: &State| cluster::cancel(cluster(state)?, &request);
+        let decide =
+            |state: &State| cluster::cancel(cluster(state)?, &request, || ca::rotation::most_renewed(state));
         self.change::<Cluster>(&actor, &request.request_id, decide)
             .await
             .map(Response::new)
@@ -411,11 +480,13 @@ impl Service for Control {
 
     async fn approve_node(&self, request: Request<RemoveRequest>) -> Answer<ChangeResponse> {
         let (actor, request) = split(request)?;
-        let authority = Ca::new(self.0.key_ring.clone());
-        let decide =
-            |state: &State| waiting::approve(state, cluster(state)?, &request, &authority, self.now());
+        let (ca, now) = (&self.0.ca, self.now());
+        let decide = |state: State| {
+            let request = &request;
+            async move { waiting::approve(&state, cluster(&state)?, request, ca, now).await }.boxed()
+        };
         let approved = self
-            .change::<wire::Node>(&actor, &request.request_id, decide)
+            .change_signed::<wire::Node>(&actor, &request.request_id, decide)
             .await?;
         let node = object::id_text(&approved.id);
         tracing::info!(target: "audit", actor, node, index = approved.index, "node approved");
@@ -530,12 +601,12 @@ impl Service for Control {
     ) -> Answer<wire::EnrolResponse> {
         let (actor, request) = split(request)?;
         let key = operators::key(&request)?;
-        let authority = Ca::new(self.0.key_ring.clone());
-        let decide = |state: &State| {
-            let cluster = cluster(state)?;
-            operators::issue(state, &request, &key, cluster, &authority, self.now())
+        let (ca, now) = (&self.0.ca, self.now());
+        let decide = |state: State| {
+            let (request, key) = (&request, &key);
+            async move { operators::issue(&state, request, key, cluster(&state)?, ca, now).await }.boxed()
         };
-        self.change::<wire::Node>(&actor, &request.request_id, decide)
+        self.change_signed::<wire::Node>(&actor, &request.request_id, decide)
             .await?;
         // Fresh as the last thing before a certificate leaves. The commit stands, so "nothing was done" would be wrong.
         if !self.0.fresh.is_fresh() {

@@ -12,7 +12,7 @@ use super::change::{Decision, Plan, new_id};
 use super::check;
 use super::object::{Kept, get};
 use crate::ca::{self, Ca, Validity, genesis};
-use crate::refusal::{internal, refuse};
+use crate::refusal::refuse;
 
 /// The key that a certificate is asked for.
 pub(super) fn key(request: &IssueOperatorRequest) -> Result<PublicKey, Status> {
@@ -27,7 +27,7 @@ pub(super) fn key(request: &IssueOperatorRequest) -> Result<PublicKey, Status> {
 }
 
 /// The record of a new operator with its certificate.
-pub(super) fn issue(
+pub(super) async fn issue(
     state: &State,
     request: &IssueOperatorRequest,
     key: &PublicKey,
@@ -61,7 +61,8 @@ pub(super) fn issue(
             key,
             Validity::from_now(now_ms, validity),
         )
-        .map_err(|error| internal("cannot sign certificates", &error))?;
+        .await
+        .map_err(|error| ca::signing_refused("cannot sign certificates", &error))?;
     let record = genesis::record(node, Role::Operator, request.name.clone(), signed, now_ms);
     // No certificate of a root is committed after that root was dropped.
     Ok(Plan::about(&id).unless_changed(cluster).create(record).into())

@@ -10,10 +10,17 @@ use bulkhead_raft::Members;
 use bulkhead_raft::state::State;
 
 use super::object::{NODES, TASKS, get};
+use crate::ca::signer::Signers;
 use crate::{ca, key_ring, lock, view};
 
 /// What Raft and the replica know.
-pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool) -> ClusterStatus {
+pub(super) fn status(
+    state: &State,
+    raft: &Members,
+    member: u64,
+    is_fresh: bool,
+    signers: Option<&Signers>,
+) -> ClusterStatus {
     let cluster = view::cluster(state).cloned().unwrap_or_default();
     let nodes: Vec<&Node> = NODES.all(state).collect();
     let node_of = |member: u64| {
@@ -63,7 +70,8 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         key_ring_left: u32::try_from(key_ring::left(state)).unwrap_or(u32::MAX),
         reseal: cluster.reseal,
         roots: ca::roots(&cluster),
-        issuer: ca::trust::key_id(ca::trust::issuer(&cluster).0).map_or_else(|_| Vec::new(), KeyId::to_wire),
+        issuer: ca::trust::key_id(ca::trust::issuer(&cluster).root)
+            .map_or_else(|_| Vec::new(), KeyId::to_wire),
         node_certificate_validity_ms: validity_ms(&cluster),
         oldest_certificate_not_after: certificates.min().unwrap_or(0),
         pending_tasks: tasks().filter(|it| it.node_id.is_empty()).count() as u64,
@@ -75,6 +83,7 @@ pub(super) fn status(state: &State, raft: &Members, member: u64, is_fresh: bool)
         level: cluster.level,
         applied: state.index(),
         key_ring: opened(&cluster.key_ring, &nodes),
+        signers: ca::rotation::signers(&cluster, signers),
         audit: Some(state.audit().head().to_wire()),
         epoch: cluster.epoch,
         recovery_key: cluster.recovery_key,

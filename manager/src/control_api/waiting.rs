@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::change::{Decision, Plan};
 use super::object::{NODES, TICKETS, id_text};
-use crate::ca::{Ca, Validity, admission};
+use crate::ca::{Ca, Validity, admission, signing_refused};
 use crate::refusal::{internal, refuse};
 
 /// All who wait now. Those whose ticket ended wait no more.
@@ -28,7 +28,7 @@ pub(super) fn all(state: &State, now_ms: i64) -> Vec<WaitingNode> {
 }
 
 /// Makes a node of who waits.
-pub(super) fn approve(
+pub(super) async fn approve(
     state: &State,
     cluster: &Cluster,
     request: &RemoveRequest,
@@ -52,7 +52,8 @@ pub(super) fn approve(
     let validity = Validity::of_role(new.role, cluster, now_ms);
     let signed = ca
         .issue(cluster, new.node, new.role, &key, validity)
-        .map_err(|error| internal("cannot sign certificates", &error))?;
+        .await
+        .map_err(|error| signing_refused("cannot sign certificates", &error))?;
     // No certificate of a root is committed after that root was dropped.
     let mut plan = Plan::about(&who.node_id)
         .unless_changed(ticket)

@@ -48,7 +48,7 @@ pub(super) fn attend(
         wanted_role: node.wanted_role,
         managers: manager_addresses(&state),
         roots: trust::roots(cluster),
-        issuer: trust::key_id(trust::issuer(cluster).0).map_or_else(|_| Vec::new(), KeyId::to_wire),
+        issuer: trust::key_id(trust::issuer(cluster).root).map_or_else(|_| Vec::new(), KeyId::to_wire),
         index: state.index(),
     })
 }

@@ -226,7 +226,7 @@ impl Session {
                 self.managers.clone_from(&managers);
                 self.cluster = version;
                 let issuer =
-                    trust::key_id(trust::issuer(cluster).0).map_or_else(|_| Vec::new(), KeyId::to_wire);
+                    trust::key_id(trust::issuer(cluster).root).map_or_else(|_| Vec::new(), KeyId::to_wire);
                 let list = Managers {
                     managers,
                     roots: trust::roots(cluster),

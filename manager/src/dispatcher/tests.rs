@@ -458,7 +458,7 @@ async fn after_a_restore_a_worker_comes_back_with_a_key_that_the_state_is_too_ol
         not_after: listed.not_after_ms(),
     };
     let newer = Ca::new(manager.ring.clone())
-        .issue(&cluster, one.subject().node, Role::Worker, &public, validity)
+        .issue_here(&cluster, one.subject().node, Role::Worker, &public, validity)
         .expect("signed");
     let credentials = Credentials {
         key: own,

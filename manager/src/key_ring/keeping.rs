@@ -120,7 +120,7 @@ fn next(ring: &KeyRing, state: &State, now: i64) -> Result<Option<Next>, CaError
                 deadline: limits::ROTATION_DEADLINE,
                 compromised: false,
             };
-            let rotation = rotation::begin(cluster, order, None, ring, now)?;
+            let rotation = rotation::begin(cluster, order, ring, now)?;
             new.rotation = Some(Rotation {
                 exposed: true,
                 ..rotation

@@ -49,7 +49,7 @@ pub(super) fn due(state: &State, now_ms: i64) -> Option<Due> {
     }
     let age = Duration::from_millis(u64::try_from(now_ms.saturating_sub(newest.created_at)).unwrap_or(0));
     // A manager that missed the last rotation would not find back after another: it comes first.
-    let exposed = cluster.root_exposed && cluster.rotation.is_none() && age >= DEPARTURE;
+    let exposed = rotation::is_exposed(cluster) && cluster.rotation.is_none() && age >= DEPARTURE;
     if exposed && rotation::behind(state).is_none() {
         return Some(Due::Root);
     }

@@ -34,6 +34,7 @@ use super::tasks::Tasks;
 use super::{offline, recover};
 use crate::audit::Notes;
 use crate::authz::{AuthzLayer, Listing};
+use crate::ca::signer::Signers;
 use crate::ca::{self, Ca, EnrolmentService};
 use crate::control_api::{self, Control};
 use crate::dispatcher::{self, DispatcherService, Sessions};
@@ -359,11 +360,13 @@ impl Member {
             notes.clone(),
             stop.clone(),
         );
+        let signers = Signers::new(identity.clone(), clock.clone());
+        let ca = Ca::new(key_ring.clone()).with_signers(signers.clone());
         let enrolment = EnrolmentService::new(
             replica.clone(),
             proposer.clone(),
             fresh.clone(),
-            Ca::new(key_ring.clone()),
+            ca.clone(),
             clock.clone(),
             Challenges::new()?,
             notes.clone(),
@@ -388,6 +391,7 @@ impl Member {
             proposer: proposer.clone(),
             registry: registry.clone(),
             key_ring: key_ring.clone(),
+            ca: ca.clone(),
             logs: Arc::new(sessions.clone()),
             peers: Arc::new(peers.clone()),
             fresh: fresh.clone(),
@@ -497,7 +501,17 @@ impl Member {
         tasks.spawn("membership", gate.clone().run(stop.clone()));
         tasks.spawn(
             "root rotation",
-            ca::lead(replica.clone(), proposer.clone(), clock.clone(), stop.clone()),
+            ca::lead(
+                replica.clone(),
+                proposer.clone(),
+                ca.clone(),
+                clock.clone(),
+                stop.clone(),
+            ),
+        );
+        tasks.spawn(
+            "external signers",
+            ca::signer::watch(replica.clone(), ca, signers, stop.clone()),
         );
         let keeping = key_ring::Keeping {
             replica: replica.clone(),

@@ -96,6 +96,7 @@ fn raise(
         keep: Some(node),
         forget: &order.forget,
         key_ring: cluster.key_ring.clone(),
+        roots: None,
         now_ms: machine.now_ms(),
         actor: &order.actor,
     };

@@ -23,7 +23,7 @@ use super::member::Member;
 use super::offline;
 use crate::backup::{Backup, ReadError, Reader};
 use crate::ca::genesis::{self, FirstOperator};
-use crate::ca::{self, Ca, Validity, names, trust};
+use crate::ca::{self, Ca, Validity, names, refound, trust};
 use crate::key_ring::{EnvelopeKey, KeyRing};
 use crate::refusal::refuse;
 use crate::view;
@@ -106,17 +106,19 @@ pub(super) async fn restore(
     let ring = KeyRing::new(node, envelope_key, machine.entropy.clone()).with_keys(backup.keys);
     let before = view::cluster(&backup.state).context("there is no cluster in the backup")?;
     let now = machine.now_ms();
+    let refounded = refound::refounded(before, &ring, now)?;
     let authority = Ca::new(ring.clone());
     let raising = loss::Order {
         keep: None,
         forget: &order.forget,
         key_ring: ring.enveloped_for(before, node, &ring.public())?,
+        roots: Some(&refounded.cluster),
         now_ms: now,
         actor: &order.actor,
     };
     let newest = ring.newest(before)?;
     let unlock_key = lock::wanted(before, &ring)?;
-    let raised = loss::raise(&backup.state, raising, |state| {
+    let mut raised = loss::raise(&backup.state, raising, |state| {
         let description = describe();
         let wish = match order.name.as_str() {
             "" => description.hostname.clone(),
@@ -124,7 +126,7 @@ pub(super) async fn restore(
         };
         let issue = |node, role, key| {
             let validity = Validity::of_role(role, before, now);
-            authority.issue(before, node, role, key, validity)
+            authority.issue_here(&refounded.cluster, node, role, key, validity)
         };
         let name = names::free(state, &wish, Role::Manager);
         let signed = issue(node, Role::Manager, &public)?;
@@ -147,6 +149,7 @@ pub(super) async fn restore(
         Ok::<_, anyhow::Error>(vec![manager, operator])
     })?;
 
+    raised.report.new_root = refounded.is_new;
     let cluster = view::cluster(&raised.state).context("there is no cluster in the raised state")?;
     let record = view::node(&raised.state, node).context("this manager is not in the raised state")?;
     let operator = view::node(&raised.state, order.operator.node).context("the operator is not in it")?;

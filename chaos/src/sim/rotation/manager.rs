@@ -6,7 +6,8 @@ use std::time::Duration;
 use bulkhead_identity::follow::{Due, due};
 use bulkhead_identity::{Bundle, Key as PrivateKey};
 use bulkhead_manager::ca::renewal::{self, Renewal};
-use bulkhead_manager::ca::{rotation, trust};
+use bulkhead_manager::ca::rotation::{self, Signer};
+use bulkhead_manager::ca::trust;
 use bulkhead_manager::view;
 use bulkhead_proto::wire::{Node, NodeStatus, RejectionCode, object::Object as Any};
 use bulkhead_proto::{KeyId, NodeId, RequestId, limits};
@@ -298,7 +299,7 @@ pub(super) async fn lead(world: World, me: Number, dice: Dice) {
             continue;
         }
         looked = (state.index(), Instant::now());
-        if let Some((unchanged, change, what)) = rotation::plan(&state, world.now_ms()) {
+        if let Some((unchanged, change, what)) = rotation::plan(&state, Signer::Signs, world.now_ms()) {
             world.stall().await;
             let outcome = world.propose(me, term, vec![unchanged], vec![change]).await;
             if outcome.is_some_and(|it| it.rejection.is_none()) {

@@ -366,7 +366,7 @@ impl Course {
                 }
                 let (ring, now) = (self.world.ring(leader), self.world.now_ms());
                 let rotation: Rotation = steady(
-                    || rotation::begin(cluster, order, None, &ring, now).expect("a root"),
+                    || rotation::begin(cluster, order, &ring, now).expect("a root"),
                     |made| vec![made.root.as_slice(), made.cross.as_slice()],
                 );
                 let unchanged = vec![view::unchanged_cluster(cluster)];

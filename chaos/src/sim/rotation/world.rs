@@ -323,7 +323,7 @@ impl World {
                 let broken = |rule: &str| {
                     let (phase, issuer) = (
                         cluster.rotation.as_ref().map(|it| it.phase()),
-                        trust::issuer(cluster).0,
+                        trust::issuer(cluster).root,
                     );
                     let issuer = &self.root_id(issuer)[..2];
                     self.record.violation(format_args!(
@@ -374,7 +374,7 @@ impl World {
         }
         self.check();
         for manager in self.numbers().into_iter().filter(|number| *number < WORKERS) {
-            let (root, sealed) = trust::issuer(cluster);
+            let (root, sealed) = (trust::issuer(cluster).root, trust::issuer(cluster).key);
             let place = Key::new(
                 Kind::Cluster,
                 cluster.id.as_slice().try_into().unwrap_or_default(),
@@ -400,7 +400,7 @@ impl World {
         let validity = Validity::of_role(role, cluster, self.now_ms());
         steady(
             || {
-                ca.issue(cluster, node, role, key, validity)
+                ca.issue_here(cluster, node, role, key, validity)
                     .expect("the root's key opens")
             },
             |key| vec![key.certificate.as_slice()],

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_identity::authority::Authority;
+use bulkhead_identity::bundle::Root;
 use bulkhead_identity::follow::{self, Due};
 use bulkhead_identity::tls::{ALPN_ENROL, ALPN_H2};
 use bulkhead_identity::{Bundle, Certificate, Credentials, Key as NodeKeyPair, Subject, csr};
@@ -146,7 +147,7 @@ impl Facts {
         }];
         let step = |from: &Cluster| {
             let state = state(from.clone(), &through, &ids.1, &ids.0);
-            next(&state, from, NOW).expect("all are through").0
+            next(&state, from, Signer::Signs, NOW).expect("all are through").0
         };
         let begun = cluster(&roots, Some(rotation(&roots, RotationPhase::Bundle, &cross)));
         let issuing = step(&begun);
@@ -236,7 +237,7 @@ impl Facts {
         let here: Vec<Here> = said.into_iter().enumerate().map(here).collect();
         let cluster = &self.clusters[usize::from(world.phase)];
         let state = state(cluster.clone(), &here, &self.new, &self.old);
-        let next = next(&state, cluster, DEADLINE);
+        let next = next(&state, cluster, Signer::Signs, DEADLINE);
         let found = next.is_some_and(|(next, _)| next.rotation != cluster.rotation);
         self.steps.insert(key, found);
         found

@@ -57,6 +57,7 @@ pub(super) fn rotation(roots: &Roots, phase: RotationPhase, cross: &[u8]) -> Rot
         started_at: NOW,
         deadline: DEADLINE,
         exposed: false,
+        external_signer: None,
     }
 }
 
@@ -152,7 +153,7 @@ fn a_phase_ends_when_all_who_are_up_are_through_or_late_and_a_majority_of_manage
                 let now = if late { DEADLINE } else { DEADLINE - 1 };
                 // One that is down but was through before still counts for the majority: it has what it needs.
                 let due = managers >= 2 && (all || late);
-                let next = next(&state, &cluster, now);
+                let next = next(&state, &cluster, Signer::Signs, now);
                 assert_eq!(next.is_some(), due, "{here:?} {phase:?} late {late}");
                 *if due { &mut moved } else { &mut waited } += 1;
             }
@@ -172,27 +173,39 @@ fn a_rotation_ends_with_exactly_the_new_root_and_its_key() {
     }];
     let begun = cluster(&roots, Some(rotation(&roots, RotationPhase::Bundle, b"cross")));
     assert_eq!(trust::roots(&begun), [roots.old.clone(), roots.new.clone()]);
-    assert_eq!(trust::issuer(&begun).0, roots.old);
+    assert_eq!(trust::issuer(&begun).root, roots.old);
     assert!(trust::chain(&begun).is_empty());
 
-    let (issuing, _) = next(&state(begun.clone(), &through, &new, &old), &begun, NOW).expect("due");
+    let (issuing, _) = next(
+        &state(begun.clone(), &through, &new, &old),
+        &begun,
+        Signer::Signs,
+        NOW,
+    )
+    .expect("due");
     assert_eq!(trust::roots(&issuing).len(), 2);
-    assert_eq!(trust::issuer(&issuing).0, roots.new);
-    assert_eq!(trust::issuer(&issuing).1.map(|sealed| sealed.epoch), Some(2));
+    assert_eq!(trust::issuer(&issuing).root, roots.new);
+    assert_eq!(trust::issuer(&issuing).key.map(|sealed| sealed.epoch), Some(2));
     assert_eq!(trust::chain(&issuing), [b"cross".to_vec()]);
     assert_eq!(trust::named(&issuing), roots.old);
 
-    let (ended, _) = next(&state(issuing.clone(), &through, &new, &old), &issuing, NOW).expect("due");
+    let (ended, _) = next(
+        &state(issuing.clone(), &through, &new, &old),
+        &issuing,
+        Signer::Signs,
+        NOW,
+    )
+    .expect("due");
     assert_eq!(trust::roots(&ended), std::slice::from_ref(&roots.new));
-    assert_eq!(trust::issuer(&ended).1.map(|sealed| sealed.epoch), Some(2));
+    assert_eq!(trust::issuer(&ended).key.map(|sealed| sealed.epoch), Some(2));
     assert_eq!(trust::chain(&ended), [b"cross".to_vec()], "for who was away");
     assert_eq!(trust::named(&ended), roots.new);
     let former = ended.former.as_ref().expect("the old root");
     assert_eq!((&former.root, ended.rotation.as_ref()), (&roots.old, None));
 
     let after = state(ended.clone(), &through, &new, &old);
-    assert!(next(&after, &ended, former.until - 1).is_none());
-    let (forgotten, _) = next(&after, &ended, former.until).expect("due");
+    assert!(next(&after, &ended, Signer::Signs, former.until - 1).is_none());
+    let (forgotten, _) = next(&after, &ended, Signer::Signs, former.until).expect("due");
     assert_eq!(
         (trust::chain(&forgotten), forgotten.former.as_ref()),
         (Vec::new(), None)
@@ -201,6 +214,7 @@ fn a_rotation_ends_with_exactly_the_new_root_and_its_key() {
         next(
             &state(forgotten.clone(), &through, &new, &old),
             &forgotten,
+            Signer::Signs,
             i64::MAX
         )
         .is_none()
@@ -219,9 +233,15 @@ fn nothing_leads_from_a_compromised_root_to_the_new_one() {
     let begun = cluster(&roots, Some(rotation(&roots, RotationPhase::Issue, b"")));
     assert!(trust::chain(&begun).is_empty());
     assert_eq!(trust::named(&begun), roots.new);
-    let (ended, _) = next(&state(begun.clone(), &through, &new, &old), &begun, NOW).expect("due");
+    let (ended, _) = next(
+        &state(begun.clone(), &through, &new, &old),
+        &begun,
+        Signer::Signs,
+        NOW,
+    )
+    .expect("due");
     assert!(trust::chain(&ended).is_empty());
-    let shown = status(&state(ended.clone(), &through, &new, &old), NOW);
+    let shown = status(&state(ended.clone(), &through, &new, &old), None, NOW);
     assert_eq!(shown.former_until, 0, "nobody comes back");
     assert_eq!(
         ended.former.map(|former| former.root),
@@ -242,7 +262,7 @@ fn the_status_says_of_each_node_why_it_lags() {
         node(Role::Operator, At::Old, false),
     ];
     let cluster = cluster(&roots, Some(rotation(&roots, RotationPhase::Issue, b"cross")));
-    let status = status(&state(cluster, &nodes, &new, &old), NOW);
+    let status = status(&state(cluster, &nodes, &new, &old), None, NOW);
     let said: Vec<(&str, bool)> = status
         .nodes
         .iter()
@@ -258,4 +278,100 @@ fn the_status_says_of_each_node_why_it_lags() {
         ]
     );
     assert_eq!((status.issuer, status.next), (new.clone(), new));
+}
+
+/// Both ways to a root whose key is outside of the cluster, and what becomes of its signer.
+#[test]
+fn a_new_root_outside_signs_once_its_signer_does_and_takes_its_place_in_the_cluster() {
+    let roots = roots();
+    let (old, new) = (id(&roots.old), id(&roots.new));
+    let signer = ExternalSigner {
+        url: "https://signer.example:8443".into(),
+        ca: vec![1],
+    };
+    let through = [Here {
+        role: Role::Manager,
+        at: At::Uses,
+        down: false,
+    }];
+    let outside = Rotation {
+        root_key: None,
+        external_signer: Some(signer.clone()),
+        ..rotation(&roots, RotationPhase::Bundle, b"cross")
+    };
+    let begun = Cluster {
+        root_exposed: true,
+        ..cluster(&roots, Some(outside))
+    };
+    let step = |from: &Cluster, signer, now| {
+        let state = state(from.clone(), &through, &new, &old);
+        next(&state, from, signer, now).map(|(next, _)| next)
+    };
+    // However late it is, and then it can still be taken back.
+    for now in [NOW, DEADLINE, DEADLINE + 1_000_000] {
+        assert_eq!(step(&begun, Signer::Fails, now), None);
+    }
+    let back = cancelled(&begun, || true).expect("nothing was signed");
+    assert!(back.rotation.is_none() && back.root_exposed && back.external_signer.is_none());
+
+    let issuing = step(&begun, Signer::Signs, NOW).expect("due");
+    assert_eq!(trust::issuer(&issuing).outside, Some(&signer));
+    // It may never sign again: then there is a way back until most managers went on.
+    let back = cancelled(&issuing, || false).expect("most managers stayed");
+    assert_eq!(trust::issuer(&back).root, roots.old);
+    assert_eq!(cancelled(&issuing, || true), Err(NoWayBack::Issuing));
+    assert!(most_renewed(&state(issuing.clone(), &through, &new, &old)));
+    let stays = [Here {
+        at: At::Trusts,
+        ..through[0]
+    }];
+    assert!(!most_renewed(&state(issuing.clone(), &stays, &new, &old)));
+    let mut compromised = issuing.clone();
+    compromised.rotation.get_or_insert_default().cross.clear();
+    assert_eq!(cancelled(&compromised, || false), Err(NoWayBack::Issuing));
+    // From here on a signer that fails keeps nodes from renewing, and those that did are through.
+    let ended = step(&issuing, Signer::Fails, NOW).expect("due");
+    assert_eq!(ended.root_certificate, roots.new);
+    assert_eq!((&ended.root_key, &ended.external_signer), (&None, &Some(signer)));
+    assert!(!ended.root_exposed, "nobody in the cluster ever had its key");
+    assert!(!is_exposed(&Cluster {
+        root_exposed: true,
+        ..ended.clone()
+    }));
+
+    let away = Cluster {
+        rotation: Some(Rotation {
+            root: roots.old.clone(),
+            ..rotation(&roots, RotationPhase::Bundle, b"cross")
+        }),
+        ..ended
+    };
+    let back = cancelled(&away, || true).expect("nothing was signed");
+    assert!(back.external_signer.is_some() && back.root_key.is_none());
+    let step = |from: &Cluster| {
+        let state = state(from.clone(), &through, &old, &new);
+        next(&state, from, Signer::Signs, NOW).expect("due").0
+    };
+    let ended = step(&step(&away));
+    assert_eq!(ended.root_certificate, roots.old);
+    assert!(ended.root_key.is_some() && ended.external_signer.is_none());
+}
+
+#[test]
+fn a_rotation_says_what_it_waits_for() {
+    let roots = roots();
+    let rotation = rotation(&roots, RotationPhase::Bundle, b"cross");
+    let signer = |root: &[u8], failing_since, worked_at| SignerStatus {
+        root: id(root),
+        failing_since,
+        reason: "it does not answer".into(),
+        worked_at,
+        ..Default::default()
+    };
+    let said = |signers: &[SignerStatus]| paused(&rotation, signers);
+    assert_eq!(said(&[]), "", "its key is in the cluster");
+    assert_eq!(said(&[signer(&roots.old, NOW, 0)]), "", "another root's");
+    assert_eq!(said(&[signer(&roots.new, 0, NOW)]), "");
+    assert!(said(&[signer(&roots.new, 0, 0)]).contains("not asked yet"));
+    assert!(said(&[signer(&roots.new, NOW, NOW)]).contains("it does not answer"));
 }

@@ -148,6 +148,7 @@ impl Derived<'_> {
             meta: None,
             root_certificate: Vec::new(),
             root_key: None,
+            external_signer: None,
             rotation: None,
             former: None,
             key_ring: Vec::new(),
@@ -203,6 +204,9 @@ impl Derived<'_> {
             ),
             (Some(was), None) => ("cancelled", &was.root),
             (_, _) if was != is => ("changed", &new.root_certificate),
+            (_, _) if old.external_signer != new.external_signer => {
+                ("the root's external signer is elsewhere", &new.root_certificate)
+            }
             (_, _) if old.former != new.former => ("the former root is forgotten", &new.root_certificate),
             (_, _) if old.root_key != new.root_key || old.rotation != new.rotation => {
                 return self.say(Action::KeyRing, key, "the root's key is sealed anew".into());

@@ -2,10 +2,10 @@ use bulkhead_proto::audit::Head;
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     AddTombstone, AuditAction as Action, AuditNote, AuditRecord, Autolock, Availability, Change, Cluster,
-    ClusterSettings, DesiredState, Envelope, FormerRoot, KeyRingEpoch, Kind, Label, Node, NodeDescription,
-    NodeKey, NodeStatus, Object, RejectionCode, Role, Rotation, RotationPhase, Sealed, Secret,
-    SecretReference, Service, ServiceSpec, ServiceVersion, Task, TaskObserved, TaskState, TaskStatus, Ticket,
-    TicketUse, Tombstone, Transaction, change::Change as Step, object::Object as Any,
+    ClusterSettings, DesiredState, Envelope, ExternalSigner, FormerRoot, KeyRingEpoch, Kind, Label, Node,
+    NodeDescription, NodeKey, NodeStatus, Object, RejectionCode, Role, Rotation, RotationPhase, Sealed,
+    Secret, SecretReference, Service, ServiceSpec, ServiceVersion, Task, TaskObserved, TaskState, TaskStatus,
+    Ticket, TicketUse, Tombstone, Transaction, change::Change as Step, object::Object as Any,
 };
 use proptest::prelude::*;
 use prost::Message as _;
@@ -523,6 +523,24 @@ fn each_step_of_a_rotation_makes_its_record() {
     };
     assert_eq!(step(&again), one("begun, as compromised"));
     assert_eq!(step(&ended), one("cancelled"));
+    let outside = |url: &str| {
+        let signer = Some(ExternalSigner {
+            url: url.to_owned(),
+            ..Default::default()
+        });
+        move |it: &mut Cluster| {
+            it.root_certificate = b"outside".to_vec();
+            it.external_signer.clone_from(&signer);
+        }
+    };
+    assert_eq!(
+        step(&outside("https://one.example:1")),
+        one("ended: the old root is dropped, and its key")
+    );
+    assert_eq!(
+        step(&outside("https://two.example:1")),
+        one("the root's external signer is elsewhere")
+    );
 }
 
 #[test]
