@@ -12,6 +12,7 @@ mod canary;
 mod crash;
 mod damage;
 mod documents;
+mod external_signer;
 mod foreign_image;
 mod lock;
 mod loss;

@@ -86,7 +86,7 @@ fn the_root_rolls_under_load_and_who_was_away_comes_back() {
     lab.until_all_ready();
 }
 
-fn issuer(lab: &Lab) -> String {
+pub(crate) fn issuer(lab: &Lab) -> String {
     text(&lab.json("cluster ca status"), "issuer")
 }
 
@@ -113,7 +113,7 @@ fn presents_the_new_root_only(lab: &Lab, root: &str) {
     }
 }
 
-fn managers(lab: &Lab) -> Vec<String> {
+pub(crate) fn managers(lab: &Lab) -> Vec<String> {
     let nodes = lab.nodes().into_iter();
     nodes.filter(|node| node.starts_with("manager")).collect()
 }
@@ -204,7 +204,7 @@ fn openssl_agrees_at_each_phase_and_after_the_end_believes_nothing_by_the_old_ro
 }
 
 /// A folder in which its owner, who is not root, can write nothing; or no longer.
-fn held(lab: &Lab, node: &str, held: bool) {
+pub(crate) fn held(lab: &Lab, node: &str, held: bool) {
     let folder = lab.data(node).join("worker");
     let key = std::fs::metadata(folder.join("node.key")).expect("a key file");
     let owner = if held { 0 } else { key.uid() };
@@ -214,7 +214,7 @@ fn held(lab: &Lab, node: &str, held: bool) {
 }
 
 /// Waits until the rotation is in this phase, and waits for these nodes alone.
-fn until_lagging(lab: &Lab, phase: &str, nodes: &[&str]) {
+pub(crate) fn until_lagging(lab: &Lab, phase: &str, nodes: &[&str]) {
     eventually(&format!("phase {phase} waits for {nodes:?}"), || {
         let status = lab.json("cluster ca status");
         let all = status["nodes"].as_array().expect("a list");
@@ -275,6 +275,12 @@ fn rotated(lab: &Lab, name: &str) -> String {
     lab.ok(&format!(
         "cluster ca rotate --ca-cert {name}.pem --ca-key {name}-key.pem"
     ));
+    until_presented(lab, name);
+    issuer(lab)
+}
+
+/// Waits until each manager presents a certificate of this root, and of no other.
+pub(crate) fn until_presented(lab: &Lab, name: &str) {
     let root = format!("{}/{name}.pem", lab.folder().display());
     for node in managers(lab) {
         eventually(&format!("{node} presents a certificate of {name} alone"), || {
@@ -284,12 +290,11 @@ fn rotated(lab: &Lab, name: &str) -> String {
                 .ok_or_else(String::new)
         });
     }
-    issuer(lab)
 }
 
 /// How a root is made; as docs/operations/rotate-the-root.md says unless told otherwise.
 #[derive(Clone, Copy)]
-struct Recipe {
+pub(crate) struct Recipe {
     key: &'static str,
     kind: &'static str,
     digest: &'static str,
@@ -299,7 +304,7 @@ struct Recipe {
     organisation: Option<&'static str>,
 }
 
-const GOOD: Recipe = Recipe {
+pub(crate) const GOOD: Recipe = Recipe {
     key: "ec",
     kind: "ec_paramgen_curve:P-256",
     digest: "-sha256",
@@ -310,9 +315,9 @@ const GOOD: Recipe = Recipe {
 };
 
 /// Writes NAME.pem and NAME-key.pem.
-fn make_root(lab: &Lab, name: &str, recipe: Recipe) {
+pub(crate) fn make_root(lab: &Lab, name: &str, recipe: Recipe) {
     let cluster = text(&lab.json("cluster status"), "cluster_id");
-    let subject = format!("/O={}/CN=our root", recipe.organisation.unwrap_or(&cluster));
+    let subject = format!("/O={}/CN=our {name}", recipe.organisation.unwrap_or(&cluster));
     let path = |name: &str| format!("{}/{name}.pem", lab.folder().display());
     let (root, key) = (path(name), path(&format!("{name}-key")));
     openssl(&[
