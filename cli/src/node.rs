@@ -38,7 +38,7 @@ pub(crate) enum NodeVerb {
         #[arg(long)]
         exposure: bool,
     },
-    /// Changes a node's labels
+    /// Changes a node's labels, or clears the alarm about a manager's clone
     Update(Update),
     /// Takes the tasks off nodes and gives them no new ones
     Drain {
@@ -134,6 +134,9 @@ pub(crate) struct Update {
     /// active, pause or drain
     #[arg(long, value_parser = availability)]
     availability: Option<Availability>,
+    /// Of a manager: the copy of its superseded key was found, or was an old backup
+    #[arg(long)]
+    clear_alarm: bool,
 }
 
 fn availability(text: &str) -> Result<Availability, String> {
@@ -173,6 +176,7 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
                 availability: update.availability.unwrap_or_default().into(),
                 label_add: update.label_add,
                 label_rm: update.label_rm,
+                clear_alarm: update.clear_alarm,
                 ..Default::default()
             };
             change(app, request).await?;
@@ -442,6 +446,11 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
     };
     app.list(listing, filters)?;
     if !app.global.quiet && app.global.format.is_none_or(|it| it == Format::Table) {
+        for node in &nodes {
+            if let Some(warning) = clone_warning(node) {
+                app.say(&warning);
+            }
+        }
         for it in &waiting {
             let who = it.who.clone().unwrap_or_default();
             app.say(&format!(
@@ -455,6 +464,24 @@ async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// What an operator has to know and do where somebody has a copy of a node's key.
+fn clone_warning(node: &Node) -> Option<String> {
+    let clone = node.clone_seen.as_ref()?;
+    let (name, from) = (&node.name, or_unknown(&clone.address));
+    let at = text::time(clone.at);
+    let next = match node.quarantined_at {
+        0 => format!(
+            "it is a manager, and not put into quarantine by itself: see docs/operations/lost-and-untrusted-nodes.md, \
+             then 'bulkhead node update --clear-alarm {name}'"
+        ),
+        _ => format!("it is in quarantine: 'bulkhead node inspect --exposure {name}' lists what it held"),
+    };
+    Some(format!(
+        "somebody at {from} showed a superseded key of {name} at {}: a copy of it, or an old backup; {next}",
+        at.as_str().unwrap_or("-")
+    ))
 }
 
 /// Who waits for approval, as a node that is not one yet.
@@ -570,8 +597,12 @@ fn availability_word(node: &Node) -> &'static str {
 
 /// A node in a few words, for events.
 pub(crate) fn summary(node: &Node) -> String {
+    let clone = match node.clone_seen {
+        Some(_) => " with a clone",
+        None => "",
+    };
     format!(
-        "{} {} {}",
+        "{} {} {}{clone}",
         text::role(node.role()),
         state(node),
         availability_word(node)
@@ -609,6 +640,11 @@ pub(crate) fn json(node: &Node, status: &ClusterStatus) -> Value {
             "not_before": text::time(key.not_before),
             "not_after": text::time(key.not_after),
         })).collect::<Vec<_>>(),
+        "clone_seen": node.clone_seen.as_ref().map(|clone| json!({
+            "at": text::time(clone.at),
+            "address": clone.address,
+            "key_id": hex(&clone.key_id),
+        })),
         "description": about.map(|about| json!({
             "hostname": about.hostname,
             "architecture": about.architecture,

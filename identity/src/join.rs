@@ -658,7 +658,7 @@ mod tests {
             let address = listener.local_addr().expect("an address").to_string();
             let identity =
                 Identity::new(credentials(&self.authority, Role::Manager, 1)).expect("credentials");
-            let stream = tls::incoming(listener, identity);
+            let stream = tls::incoming(listener, identity, Arc::new(crate::seam::SystemClock::start()));
             let server = tonic::transport::Server::builder().add_service(EnrolmentServer::new(self.clone()));
             let task =
                 tokio::spawn(async move { server.serve_with_incoming(stream).await.expect("a server") });
@@ -871,7 +871,7 @@ mod tests {
         let address = listener.local_addr().expect("an address").to_string();
         let identity =
             Identity::new(credentials(&impostor.authority, Role::Manager, 1)).expect("credentials");
-        let stream = tls::incoming(listener, identity);
+        let stream = tls::incoming(listener, identity, Arc::new(crate::seam::SystemClock::start()));
         let server = tonic::transport::Server::builder().add_service(EnrolmentServer::new(ours.clone()));
         let task = tokio::spawn(async move { server.serve_with_incoming(stream).await.expect("a server") });
         let _server = AbortOnDropHandle::new(task);

@@ -74,6 +74,7 @@ impl Socket {
                         let info = ConnectInfo {
                             peer: Peer::Local { uid },
                             address: None,
+                            opened_ms: 0,
                         };
                         return Connection::new(stream, info);
                     }

@@ -33,6 +33,8 @@ pub struct ConnectInfo {
     pub peer: Peer,
     /// Where it connected from; none on the local socket.
     pub address: Option<SocketAddr>,
+    /// When it connected, milliseconds since 1970; 0 on the local socket.
+    pub opened_ms: i64,
 }
 
 /// A stream together with what it proved: what tonic serves.

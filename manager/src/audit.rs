@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Limiter;
+use crate::ca::clone::{Alarms, Shown};
 use crate::proposer::{ProposeError, Proposer};
 
 /// Refusals are gathered for so long. Halving it writes twice as many records of one attack before the budget is spent.
@@ -188,13 +189,19 @@ fn note(action: AuditAction, actor: String, address: String, detail: String, cou
     }
 }
 
-/// Where refusals are noted. Clones note in the same place; [`Notes::run`] must run.
+/// Where refusals are noted. Clones note in the same place; [`Notes::run`] must run, and [`Alarms::run`] of its alarms.
 #[derive(Debug, Clone)]
-pub struct Notes(Arc<Mutex<Gathered>>);
+pub struct Notes {
+    gathered: Arc<Mutex<Gathered>>,
+    alarms: Alarms,
+}
 
 impl Default for Notes {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(Gathered::new())))
+        Self {
+            gathered: Arc::new(Mutex::new(Gathered::new())),
+            alarms: Alarms::default(),
+        }
     }
 }
 
@@ -209,6 +216,16 @@ impl Notes {
     pub fn unlocked(&self, actor: &str, generation: u32) {
         let what = format!("with unlock key {generation}");
         self.note(AuditAction::Unlock, actor, None, what);
+    }
+
+    /// Tells of somebody with a superseded key: that changes the node's record, and is no mere note.
+    pub fn saw_clone(&self, shown: Shown) {
+        self.alarms.raise(shown);
+    }
+
+    /// Where clones are told of.
+    pub fn alarms(&self) -> Alarms {
+        self.alarms.clone()
     }
 
     fn note(&self, action: AuditAction, actor: &str, from: Option<IpAddr>, detail: String) {
@@ -255,7 +272,7 @@ impl Notes {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Gathered> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

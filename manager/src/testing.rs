@@ -314,6 +314,14 @@ impl Manager {
         );
         tokio::spawn(fresh.clone().follow(peers.clone(), stop.clone()));
         tokio::spawn(committer.run(stop.clone()));
+        tokio::spawn(notes.alarms().run(
+            replica.clone(),
+            manager.proposer.clone(),
+            actor.clone(),
+            clock.clone(),
+            entropy.clone(),
+            stop.clone(),
+        ));
         tokio::spawn(notes.run(
             manager.proposer.clone(),
             actor,
@@ -343,7 +351,10 @@ impl Manager {
             .add_service(peer.into_server())
             .add_service(control.into_server())
             .add_service(health)
-            .serve_with_incoming_shutdown(tls::incoming(listener, own), stop.cancelled_owned());
+            .serve_with_incoming_shutdown(
+                tls::incoming(listener, own, manager.clock.clone()),
+                stop.cancelled_owned(),
+            );
         tokio::spawn(server);
         until(|| fresh.is_fresh()).await;
         manager

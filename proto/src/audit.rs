@@ -196,6 +196,7 @@ pub fn word(action: AuditAction) -> &'static str {
         AuditAction::Refuse => "refuse",
         AuditAction::Unlock => "unlock",
         AuditAction::Role => "role",
+        AuditAction::Clone => "clone",
     }
 }
 

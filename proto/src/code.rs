@@ -198,6 +198,8 @@ codes! {
     JoinRejected = "BH-E0095", Denied, "join rejected by an operator";
     /// The signer outside of the cluster did not sign, or not what was asked for.
     SignerFails = "BH-E0096", Failed, "the external signer does not sign";
+    /// A newer key of the node was seen in use: who has this one is a copy of it.
+    SupersededKey = "BH-E0097", Denied, "superseded key";
     /// The file is no backup, or of a version that this program does not know.
     NotBackup = "BH-E0110", Failed, "not a backup";
     /// A backup was cut, changed or never finished.

@@ -79,6 +79,12 @@ pub const CERTIFICATE_VALIDITIES: RangeInclusive<Duration> =
     Duration::from_secs(5 * 60)..=Duration::from_secs(365 * 86_400);
 /// How long after its certificate ended, or its root was rotated away, a node may come back by its committed key.
 pub const RETURN_GRACE: Duration = Duration::from_secs(30 * 86_400);
+/// Superseded keys that a node's record remembers. With the default validity two of them can still open anything.
+pub const SUPERSEDED_KEYS: usize = 8;
+/// A connection that was opened with a superseded key this long after its successor was first seen is a clone's. Dialling
+/// takes 15 s at most, and the clocks of two managers that serve are 60 s apart at most: halving it could call a node its own
+/// clone, doubling it lets a clone in for longer.
+pub const SUPERSEDED_GRACE: Duration = Duration::from_secs(90);
 /// How long after a restore or a recovery a listed worker may come back with a key that the state does not know.
 pub const RECOVERY_GRACE: Duration = Duration::from_secs(86_400);
 /// Bytes of a backup: more than any state that a manager can hold.

@@ -36,6 +36,8 @@ pub struct Keep {
     path: PathBuf,
     file: Mutex<KeyFile>,
     identity: Identity,
+    /// Held by whoever asks for new credentials, until they are taken up.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Keep {
@@ -71,6 +73,7 @@ impl Keep {
             path: path.to_owned(),
             identity: Identity::new(file.credentials.clone())?,
             file: Mutex::new(file),
+            turn: tokio::sync::Mutex::default(),
         })
     }
 
@@ -96,20 +99,30 @@ impl Keep {
         Ok(file.save(&self.path)?)
     }
 
+    /// The right to ask for new credentials and to take them up. One at a time: of two answers the one that was committed
+    /// first could be taken up last, and the cluster takes who uses an older key than it saw for a clone of this node.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
     /// Trusts these roots from now on; the certificate stays.
     pub fn trust(&self, roots: Vec<Vec<u8>>) -> Result<(), KeepError> {
         let bundle = Bundle::from_ders(roots)?;
-        self.renew(self.identity.current().with_bundle(bundle)?)
+        let file = self.lock();
+        let new = file.credentials.with_bundle(bundle)?;
+        self.take_up(file, Arc::new(new))
     }
 
     /// Takes up new credentials: on disk, then live. When that fails the old ones stay.
     pub fn renew(&self, credentials: Credentials) -> Result<(), KeepError> {
-        let new = Arc::new(credentials);
+        self.take_up(self.lock(), Arc::new(credentials))
+    }
+
+    fn take_up(&self, mut file: MutexGuard<'_, KeyFile>, new: Arc<Credentials>) -> Result<(), KeepError> {
         // Whether the parts fit is known before anything is written.
         if Identity::new(new.clone())?.subject() != self.identity.subject() {
             return Err(CredentialsError::Subject.into());
         }
-        let mut file = self.lock();
         let old = std::mem::replace(&mut file.credentials, new.clone());
         if let Err(error) = file.save(&self.path) {
             file.credentials = old;

@@ -101,15 +101,18 @@ impl Pending {
                 .map_err(|_| RenewError::Late)?
                 .clone();
             let channel = connected.ok_or(RenewError::Late)?.channel;
+            // Not while there is no session: then it is coming back by its key that helps.
+            let turn = keep.turn().await;
             let mut client = DispatcherClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
             let request = wire::RenewRequest {
                 csr: self.csr.clone(),
                 request_id: self.request.clone(),
                 role: wire::Role::Unspecified.into(),
             };
-            Ok::<_, RenewError>(client.renew(request).await.map_err(Box::new)?.into_inner())
+            let answer = client.renew(request).await.map_err(Box::new)?.into_inner();
+            Ok::<_, RenewError>((turn, answer))
         };
-        let answer = timeout(ATTEMPT, asked).await.map_err(|_| RenewError::Late)??;
+        let (_turn, answer) = timeout(ATTEMPT, asked).await.map_err(|_| RenewError::Late)??;
         let certificate = Certificate::from_der(&answer.certificate)?;
         if certificate.key_id() != self.key.key_id() {
             return Err(RenewError::OtherKey);

@@ -70,6 +70,7 @@ pub(crate) async fn run(
 }
 
 async fn come_back_by_key(keep: &Keep, entropy: &dyn Entropy) {
+    let _turn = keep.turn().await;
     for manager in keep.managers() {
         let current = keep.identity().current();
         match come_back(&current, &manager.address, Expect::AnyManager, entropy).await {

@@ -24,6 +24,7 @@ use tokio_rustls::server::TlsStream;
 use super::{ALPN_ENROL, ALPN_H2, presented, provider, server_builder};
 use crate::bundle::VerifyError;
 use crate::peer::Connection;
+use crate::seam::Clock;
 use crate::{Bundle, Certificate, ConnectInfo, Credentials, Identity, Peer};
 
 /// A connection whose handshake is done.
@@ -37,10 +38,12 @@ pub type TlsConnection = Connection<TlsStream<TcpStream>>;
 pub fn incoming(
     listener: TcpListener,
     identity: Identity,
+    clock: Arc<dyn Clock>,
 ) -> impl Stream<Item = io::Result<TlsConnection>> + Send + Unpin {
     let door = Door {
         listener,
         identity,
+        clock,
         handshakes: JoinSet::new(),
         oldest: VecDeque::new(),
     };
@@ -53,6 +56,7 @@ pub fn incoming(
 struct Door {
     listener: TcpListener,
     identity: Identity,
+    clock: Arc<dyn Clock>,
     handshakes: JoinSet<Option<TlsConnection>>,
     oldest: VecDeque<AbortHandle>,
 }
@@ -89,8 +93,9 @@ impl Door {
             oldest.abort();
         }
         let config = self.identity.server_config();
+        let opened_ms = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
         self.oldest.push_back(self.handshakes.spawn(async move {
-            match timeout(HANDSHAKE, accept(stream, address, config)).await {
+            match timeout(HANDSHAKE, accept(stream, address, opened_ms, config)).await {
                 Ok(Ok(connection)) => Some(connection),
                 Ok(Err(error)) => {
                     tracing::info!(target: "audit", %address, error = &error as &dyn std::error::Error, "handshake refused");
@@ -108,6 +113,7 @@ impl Door {
 async fn accept(
     stream: TcpStream,
     address: SocketAddr,
+    opened_ms: i64,
     config: Arc<ServerConfig>,
 ) -> io::Result<TlsConnection> {
     stream.set_nodelay(true)?;
@@ -127,6 +133,7 @@ async fn accept(
     let info = ConnectInfo {
         peer,
         address: Some(address),
+        opened_ms,
     };
     Ok(Connection::new(stream, info))
 }

@@ -72,7 +72,11 @@ async fn serve(authority: &Authority, credentials: Credentials) -> Serving {
     };
     let identity = Identity::new(credentials).expect("credentials");
     let (stream, service) = (
-        incoming(listener, identity.clone()),
+        incoming(
+            listener,
+            identity.clone(),
+            Arc::new(crate::seam::SystemClock::start()),
+        ),
         EnrolmentServer::new(recorder.clone()),
     );
     let server = tokio::spawn(async move {

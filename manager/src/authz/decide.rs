@@ -13,6 +13,8 @@ pub enum KeyState {
     Unknown,
     /// Removed on purpose.
     Tombstoned,
+    /// Its successor was in use before the connection was opened: a clone's, or put back from an old copy.
+    Superseded,
 }
 
 /// Whether the replica may be trusted now.
@@ -31,6 +33,8 @@ pub enum Decision {
     Allowed,
     /// No replica would allow it.
     Denied,
+    /// No replica would allow it, and the key's node has a clone.
+    Clone,
     /// This replica cannot tell; another one may.
     Unavailable,
 }
@@ -47,7 +51,11 @@ pub fn decide(method: Method, caller: Caller, key: KeyState, age: ReplicaAge) ->
         (Standing::NotRemoved, _, _) => Decision::Allowed,
         (Standing::Listed, _, ReplicaAge::Stale) => Decision::Unavailable,
         (Standing::ListedMaybeStale, _, _) | (Standing::Listed, _, _) if keyless => Decision::Allowed,
-        (Standing::ListedMaybeStale, KeyState::Unknown, ReplicaAge::Stale) => Decision::Unavailable,
+        // One that it calls superseded may have been certified anew meanwhile.
+        (Standing::ListedMaybeStale, KeyState::Unknown | KeyState::Superseded, ReplicaAge::Stale) => {
+            Decision::Unavailable
+        }
+        (Standing::ListedMaybeStale | Standing::Listed, KeyState::Superseded, _) => Decision::Clone,
         (Standing::ListedMaybeStale | Standing::Listed, KeyState::Listed, _) => Decision::Allowed,
         (Standing::ListedMaybeStale | Standing::Listed, _, _) => Decision::Denied,
     }
@@ -57,7 +65,12 @@ pub fn decide(method: Method, caller: Caller, key: KeyState, age: ReplicaAge) ->
 mod tests {
     use super::*;
 
-    const KEYS: [KeyState; 3] = [KeyState::Listed, KeyState::Unknown, KeyState::Tombstoned];
+    const KEYS: [KeyState; 4] = [
+        KeyState::Listed,
+        KeyState::Unknown,
+        KeyState::Tombstoned,
+        KeyState::Superseded,
+    ];
     const AGES: [ReplicaAge; 2] = [ReplicaAge::Fresh, ReplicaAge::Stale];
 
     fn each(mut check: impl FnMut(Method, Caller, KeyState, ReplicaAge, Decision)) {
@@ -117,7 +130,24 @@ mod tests {
             let ask = |key| decide(Method::RaftAppend, Caller::Manager, key, age);
             assert_eq!(ask(KeyState::Unknown), Decision::Allowed);
             assert_eq!(ask(KeyState::Tombstoned), Decision::Denied);
+            // Two managers that are put back from copies of different moments could else cost the quorum.
+            assert_eq!(ask(KeyState::Superseded), Decision::Allowed);
         }
+    }
+
+    #[test]
+    fn a_clone_is_told_from_a_stranger_by_a_fresh_replica_alone() {
+        each(|method, caller, key, age, got| {
+            let listed = matches!(method.standing(), Standing::Listed | Standing::ListedMaybeStale);
+            let asked = method.callers().contains(caller) && listed && caller != Caller::Local;
+            let known = key == KeyState::Superseded && age == ReplicaAge::Fresh;
+            assert_eq!(
+                got == Decision::Clone,
+                asked && known,
+                "{} {caller} {key:?}",
+                method.path()
+            );
+        });
     }
 
     #[test]

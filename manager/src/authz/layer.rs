@@ -18,6 +18,7 @@ use super::guard::Guarded;
 use super::right::Right;
 use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, rotated, stale};
 use crate::audit::Notes;
+use crate::ca::clone::{self, Shown};
 use crate::freshness::Fresh;
 use crate::peers::Peers;
 use crate::refusal::refuse;
@@ -124,8 +125,10 @@ impl Parts {
         connection: Option<&ConnectInfo>,
     ) -> Result<Principal, Status> {
         // Without what the connection proved nobody is anybody.
-        let (peer, address) = connection.map_or((&Peer::Anonymous, None), |it| (&it.peer, it.address));
-        let principal = Principal::new(peer, address);
+        let (peer, address, opened_ms) = connection.map_or((&Peer::Anonymous, None, 0), |it| {
+            (&it.peer, it.address, it.opened_ms)
+        });
+        let principal = Principal::new(peer, address, opened_ms);
         let standing = method.map(Method::standing);
         let raft = standing == Some(Standing::NotRemoved);
         if let Peer::Node(certificate) = peer
@@ -136,7 +139,17 @@ impl Parts {
         }
         let refused = match method {
             Some(method) => match self.decide(method, peer, &principal).await {
-                Decision::Allowed => return Ok(principal),
+                Decision::Allowed => {
+                    if raft {
+                        self.watch_for_clones(&principal);
+                    }
+                    return Ok(principal);
+                }
+                Decision::Clone => {
+                    self.watch_for_clones(&principal);
+                    tracing::warn!(target: "audit", path, actor = principal.actor, ?address, "call with a superseded key refused");
+                    return Err(clone::refused());
+                }
                 Decision::Denied => denied(principal.caller),
                 Decision::Unavailable => stale(),
             },
@@ -167,6 +180,22 @@ impl Parts {
         Err(refused)
     }
 
+    /// Tells of the caller where its key is superseded. Raft methods take it all the same: they know no list but that of dead
+    /// keys.
+    fn watch_for_clones(&self, principal: &Principal) {
+        if let (Some(subject), Some(key)) = (&principal.subject, principal.key_id)
+            && self.fresh.is_fresh()
+            && self.listing.of(subject, key, principal.opened_ms) == KeyState::Superseded
+        {
+            self.notes.saw_clone(Shown {
+                node: subject.node,
+                key,
+                address: principal.address.map(|it| it.ip()),
+                opened_ms: principal.opened_ms,
+            });
+        }
+    }
+
     async fn decide(&self, method: Method, peer: &Peer, principal: &Principal) -> Decision {
         if let Peer::Node(certificate) = peer {
             let listed = !matches!(method.standing(), Standing::None | Standing::NotRemoved);
@@ -178,11 +207,11 @@ impl Parts {
             }
         }
         let first = self.decide_now(method, principal);
-        let known = || self.key(principal) != KeyState::Unknown;
+        let known = || !matches!(self.key(principal), KeyState::Unknown | KeyState::Superseded);
         if first == Decision::Allowed || !method.callers().contains(principal.caller) || known() {
             return first;
         }
-        // Admitted a moment ago on another manager, perhaps: learn what is committed, once, and decide again.
+        // Admitted, or certified anew, a moment ago on another manager, perhaps: learn what is committed, once, and decide again.
         self.fresh.catch_up(&self.peers).await;
         self.decide_now(method, principal)
     }
@@ -197,7 +226,7 @@ impl Parts {
 
     fn key(&self, principal: &Principal) -> KeyState {
         match (&principal.subject, principal.key_id) {
-            (Some(subject), Some(key)) => self.listing.of(subject, key),
+            (Some(subject), Some(key)) => self.listing.of(subject, key, principal.opened_ms),
             _ => KeyState::Unknown,
         }
     }
@@ -217,6 +246,7 @@ impl Parts {
             clock: self.clock.clone(),
             caller: principal.caller,
             key: principal.subject.zip(principal.key_id).filter(|_| current),
+            opened_ms: principal.opened_ms,
             certificate: principal.certificate.clone(),
             current,
         })

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::KeyState;
-use crate::ca::trust;
+use crate::ca::{clone, trust};
 use crate::view;
 
 /// The key lists of all nodes. Clones are handles to the same one.
@@ -55,9 +55,9 @@ impl Listing {
         }
     }
 
-    /// The key as the state has it now.
-    pub fn of(&self, subject: &Subject, key: KeyId) -> KeyState {
-        key_state(&self.replica.state(), subject, key)
+    /// The key of a connection that was opened at `opened_ms`, as the state has it now.
+    pub fn of(&self, subject: &Subject, key: KeyId, opened_ms: i64) -> KeyState {
+        key_state(&self.replica.state(), subject, key, opened_ms)
     }
 
     /// Whether the certificate's root was rotated away, and opens nothing any more. One whose root this replica does
@@ -99,19 +99,25 @@ fn concerns(event: &bulkhead_proto::wire::Event) -> bool {
     }
 }
 
-fn key_state(state: &State, subject: &Subject, key: KeyId) -> KeyState {
+fn key_state(state: &State, subject: &Subject, key: KeyId, opened_ms: i64) -> KeyState {
     let id = key.as_bytes();
     if view::cluster(state).is_some_and(|it| it.tombstones.iter().any(|it| it.key_id == id)) {
         return KeyState::Tombstoned;
     }
-    let listed = view::node(state, subject.node).is_some_and(|node| {
+    let Some(node) = view::node(state, subject.node) else {
+        return KeyState::Unknown;
+    };
+    if clone::superseded(node, key).is_some_and(|it| clone::is_clone(it, opened_ms)) {
+        return KeyState::Superseded;
+    }
+    let listed = {
         let role = node.role();
         // A standby that was promoted asks for the answer that it lost, and a manager that is to be demoted asks with the
         // standby's certificate what it is by now. What each is given, the methods decide by the record: to be listed here
         // opens neither a manager's certificate nor the way out of the cluster.
         let changes = subject.role == Role::Standby && role == WireRole::Manager;
         (role == view::wire_role(subject.role) || changes) && node.keys.iter().any(|it| it.key_id == id)
-    });
+    };
     match listed {
         true => KeyState::Listed,
         false => KeyState::Unknown,
@@ -155,7 +161,7 @@ mod tests {
                 node: NodeId::from_bytes([1; 16]),
                 role,
             };
-            assert_eq!(key_state(&state, &subject, key), want, "{record:?} {role}");
+            assert_eq!(key_state(&state, &subject, key, 0), want, "{record:?} {role}");
         };
         for record in [
             WireRole::Manager,

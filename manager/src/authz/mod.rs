@@ -36,10 +36,12 @@ pub struct Principal {
     pub actor: String,
     /// Where it connected from; none on the local socket.
     pub address: Option<SocketAddr>,
+    /// When it connected, milliseconds since 1970 by this manager's clock.
+    pub opened_ms: i64,
 }
 
 impl Principal {
-    fn new(peer: &Peer, address: Option<SocketAddr>) -> Self {
+    fn new(peer: &Peer, address: Option<SocketAddr>, opened_ms: i64) -> Self {
         let (caller, subject, key_id, actor) = match peer {
             Peer::Anonymous => (Caller::Anonymous, None, None, "anonymous".to_owned()),
             Peer::Local { uid } => (Caller::Local, None, None, format!("local/{uid}")),
@@ -66,6 +68,7 @@ impl Principal {
             certificate,
             actor,
             address,
+            opened_ms,
         }
     }
 

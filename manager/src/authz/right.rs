@@ -25,6 +25,8 @@ pub(super) struct Right {
     pub(super) caller: Caller,
     /// What must be listed; nothing for Raft methods, which know no list.
     pub(super) key: Option<(Subject, KeyId)>,
+    /// When the connection was opened.
+    pub(super) opened_ms: i64,
     pub(super) certificate: Option<Arc<Certificate>>,
     /// Whether certificate and replica must be current.
     pub(super) current: bool,
@@ -61,7 +63,7 @@ impl Right {
 
     /// Why a commit ended the right: the key is no longer listed, or the root of its certificate was rotated away.
     fn ended(&self) -> Option<Status> {
-        let unlisted = |(subject, key)| self.listing.of(&subject, key) != KeyState::Listed;
+        let unlisted = |(subject, key)| self.listing.of(&subject, key, self.opened_ms) != KeyState::Listed;
         if self.key.is_some_and(unlisted) {
             tracing::info!(target: "audit", caller = %self.caller, "stream closed: its key was removed");
             return Some(denied(self.caller));

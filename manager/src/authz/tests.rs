@@ -4,9 +4,17 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_identity::seam::Clock;
+use bulkhead_identity::comeback::{ComebackError, come_back};
+use bulkhead_identity::seam::{Clock, SystemEntropy};
+use bulkhead_identity::tls::Expect;
 use bulkhead_identity::{ConnectInfo, Peer};
-use bulkhead_proto::{Caller, Method, Role};
+use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
+use bulkhead_proto::wire::enrolment_client::EnrolmentClient;
+use bulkhead_proto::wire::{
+    AuditAction, Change, FetchBlobRequest, GetRootRequest, NodeKey, RenewRequest, ReturnRequest,
+    SupersededKey, change::Change as Step, object::Object as Any,
+};
+use bulkhead_proto::{Caller, Method, Role, limits};
 use http::{Request, Response};
 use http_body::Body as _;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +26,7 @@ use super::right::Right;
 use super::*;
 use crate::audit::Notes;
 use crate::freshness::Fresh;
-use crate::testing::Manager;
+use crate::testing::{Manager, until};
 
 /// What the layer answers: `None` where the service was reached, else the gRPC status.
 async fn ask(layer: &AuthzLayer, peer: Peer, path: &str) -> Option<tonic::Code> {
@@ -31,9 +39,11 @@ async fn ask(layer: &AuthzLayer, peer: Peer, path: &str) -> Option<tonic::Code> 
     });
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = path.parse().expect("a path");
-    request
-        .extensions_mut()
-        .insert(ConnectInfo { peer, address: None });
+    request.extensions_mut().insert(ConnectInfo {
+        peer,
+        address: None,
+        opened_ms: 0,
+    });
     let mut service = layer.layer(reached);
     let answer = service
         .ready()
@@ -160,9 +170,11 @@ async fn every_open_stream_ends_with_the_manager() {
             .body(Body::empty())
             .expect("a request");
         let peer = peer(&manager.own);
-        request
-            .extensions_mut()
-            .insert(ConnectInfo { peer, address: None });
+        request.extensions_mut().insert(ConnectInfo {
+            peer,
+            address: None,
+            opened_ms: 0,
+        });
         let answer = service.clone().oneshot(request).await.expect("answers");
         // What a manager may not call is refused in the headers.
         if tonic::Status::from_header_map(answer.headers()).is_none() {
@@ -204,6 +216,7 @@ async fn what_was_done_is_answered_though_the_manager_ends_and_what_is_not_known
         clock: manager.clock.clone(),
         caller: Caller::Operator,
         key: None,
+        opened_ms: 0,
         certificate: None,
         current: true,
     };
@@ -245,4 +258,148 @@ async fn last_status(mut body: Body) -> tonic::Status {
     let next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut body).poll_frame(cx)).await;
     let trailers = next.expect("a frame").expect("in order").into_trailers();
     tonic::Status::from_header_map(&trailers.expect("trailers")).expect("a status")
+}
+
+/// The worker's record with its key superseded at that time, and a newer one in use.
+async fn supersede(manager: &Manager, worker: &bulkhead_identity::Identity, at: i64) {
+    let state = manager.replica.state();
+    let mut record = crate::view::node(&state, worker.subject().node)
+        .expect("listed")
+        .clone();
+    record.keys.push(NodeKey {
+        key_id: vec![at.to_le_bytes()[0]; 32],
+        ..record.keys[0].clone()
+    });
+    record.superseded.push(SupersededKey {
+        key_id: worker.current().certificate.key_id().to_wire(),
+        at,
+        until: i64::MAX,
+    });
+    let replace = Step::Replace(crate::view::object(Any::Node(record)));
+    manager
+        .commit(vec![Change {
+            change: Some(replace),
+        }])
+        .await;
+}
+
+fn code(status: &tonic::Status) -> &str {
+    status
+        .metadata()
+        .get(bulkhead_proto::CODE_KEY)
+        .map_or("", |it| it.to_str().expect("text"))
+}
+
+fn now(manager: &Manager) -> i64 {
+    i64::try_from(manager.clock.wall_millis()).expect("this age")
+}
+
+/// Records of this action in the audit log.
+fn told(manager: &Manager, action: AuditAction) -> usize {
+    let state = manager.replica.state();
+    state.audit().records().filter(|it| it.action() == action).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_connects_with_a_superseded_key_is_refused_and_told_of_once() {
+    let manager = Manager::start().await;
+    let worker = manager.admitted(Role::Worker, "worker-1").await;
+    let grace = i64::try_from(limits::SUPERSEDED_GRACE.as_millis()).expect("short");
+    let mut before = DispatcherClient::new(manager.channel(&worker));
+    let asked = || FetchBlobRequest {
+        digest: vec![0; 32],
+        ..Default::default()
+    };
+    let refused = before.fetch_blob(asked()).await.expect_err("no task needs it");
+    assert_eq!(code(&refused), Code::Denied.as_str());
+    // The connection is a little younger than the successor's first use: it was being opened then.
+    supersede(&manager, &worker, now(&manager) - grace / 2).await;
+    let refused = before.fetch_blob(asked()).await.expect_err("no task needs it");
+    assert_eq!(code(&refused), Code::Denied.as_str(), "it goes on");
+    let renewed = before.renew(RenewRequest {
+        csr: crate::testing::key().0.csr().expect("signed"),
+        request_id: vec![7; 16],
+        ..Default::default()
+    });
+    let refused = renewed.await.expect_err("not by this key");
+    assert_eq!(code(&refused), Code::SupersededKey.as_str());
+    assert_eq!(
+        told(&manager, AuditAction::Clone),
+        0,
+        "nobody is called a clone for that"
+    );
+
+    let clone = manager.admitted(Role::Worker, "worker-2").await;
+    supersede(&manager, &clone, now(&manager) - 2 * grace).await;
+    for n in 0..20 {
+        let mut client = DispatcherClient::new(manager.channel(&clone));
+        let refused = client.fetch_blob(asked()).await.expect_err("a clone");
+        // As soon as its node is in quarantine the key is dead like all others of it.
+        let dead = n > 0 && code(&refused) == Code::Denied.as_str();
+        assert!(
+            dead || code(&refused) == Code::SupersededKey.as_str(),
+            "{refused:?}"
+        );
+    }
+    until(|| told(&manager, AuditAction::Clone) > 0).await;
+    let come_back = || async {
+        let current = clone.current();
+        come_back(&current, &manager.address, Expect::AnyManager, &SystemEntropy).await
+    };
+    let refused = come_back().await.expect_err("nor this way");
+    let ComebackError::Refused(status) = refused else {
+        panic!("{refused}")
+    };
+    assert_eq!(code(&status), Code::SupersededKey.as_str());
+    let state = manager.replica.state();
+    let record = crate::view::node(&state, clone.subject().node).expect("it stays");
+    assert!(record.quarantined_at != 0 && record.keys.is_empty());
+    assert_eq!(
+        record.clone_seen.as_ref().map(|it| it.address.as_str()),
+        Some("127.0.0.1")
+    );
+    assert_eq!(told(&manager, AuditAction::Clone), 1);
+    assert_eq!(
+        told(&manager, AuditAction::Quarantine),
+        0,
+        "the one record says so"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_comes_back_by_a_superseded_key_raises_the_alarm_and_a_mere_name_does_not() {
+    let manager = Manager::start().await;
+    let worker = manager.admitted(Role::Worker, "worker-1").await;
+    let grace = i64::try_from(limits::SUPERSEDED_GRACE.as_millis()).expect("short");
+    supersede(&manager, &worker, now(&manager) - 2 * grace).await;
+    let mut anonymous = EnrolmentClient::new(manager.anonymous());
+    let root = anonymous
+        .get_root(GetRootRequest {})
+        .await
+        .expect("anybody may")
+        .into_inner();
+    let current = worker.current();
+    // Who only saw the certificate cannot sign: the node is not to be cut off by that.
+    let named = ReturnRequest {
+        node_id: worker.subject().node.to_wire(),
+        key_id: current.certificate.key_id().to_wire(),
+        certificate: current.certificate.der().to_vec(),
+        csr: crate::testing::key().0.csr().expect("signed"),
+        challenge: root.challenge,
+        signature: vec![0; 64],
+        request_id: vec![7; 16],
+        ..Default::default()
+    };
+    let refused = anonymous.r#return(named).await.expect_err("not signed");
+    assert_eq!(code(&refused), Code::UnknownCaller.as_str());
+    let refused = come_back(&current, &manager.address, Expect::AnyManager, &SystemEntropy).await;
+    assert!(
+        matches!(refused, Err(ComebackError::Refused(ref status)) if code(status) == Code::SupersededKey.as_str())
+    );
+    until(|| told(&manager, AuditAction::Clone) > 0).await;
+    // The refusal for the false signature came before, and would have been told of first.
+    assert_eq!(told(&manager, AuditAction::Clone), 1);
+    let state = manager.replica.state();
+    let record = crate::view::node(&state, worker.subject().node).expect("it stays");
+    assert!(record.quarantined_at != 0);
 }

@@ -4,6 +4,7 @@
 //! all, but with a signer outside, which is asked for each certificate ([`signer`]).
 
 pub mod admission;
+pub mod clone;
 pub mod genesis;
 pub mod given;
 mod lead;

@@ -1,7 +1,8 @@
 //! Renewal of a node's own certificate, as one pure decision.
 //!
 //! The caller proved one of the node's listed keys. A new key is added to the list, and the old one stays until its
-//! certificate ends or newer ones push it out, so that a node that never saw the answer can ask again.
+//! certificate ends or newer ones push it out, so that a node that never saw the answer can ask again. Once the new one was
+//! seen in use nothing is renewed by the old one any more ([`super::clone`]).
 
 use bulkhead_identity::csr::PublicKey;
 use bulkhead_identity::{Bundle, Certificate};
@@ -12,7 +13,7 @@ use bulkhead_proto::wire::{
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::state::{Key, State};
 
-use super::{Validity, millis, trust};
+use super::{Validity, clone, millis, trust};
 use crate::{lock, view};
 
 /// Keys that a node may have at once: the one in use, one under way, and one whose answer was lost.
@@ -24,6 +25,9 @@ pub enum Refusal {
     /// The node or the caller's key is no longer listed.
     #[error("the cluster no longer lists this node's key")]
     NotListed,
+    /// A newer key of the node was seen in use.
+    #[error("a newer key of this node is in use")]
+    Superseded,
     /// The new key is another node's, or was removed.
     #[error("the new key belongs to another node, or was removed from the cluster")]
     KeyTaken,
@@ -37,6 +41,7 @@ impl Refusal {
     pub fn code(self) -> Code {
         match self {
             Refusal::NotListed => Code::UnknownCaller,
+            Refusal::Superseded => Code::SupersededKey,
             Refusal::KeyTaken => Code::BadCertificateRequest,
             Refusal::Role => Code::Denied,
         }
@@ -46,6 +51,7 @@ impl Refusal {
     pub fn hint(self) -> &'static str {
         match self {
             Refusal::NotListed => "join it again with a new ticket",
+            Refusal::Superseded => "ask with the newest certificate",
             Refusal::Role => "`bulkhead node promote` and `node demote` change it",
             Refusal::KeyTaken => "make a new key and ask again",
         }
@@ -76,6 +82,10 @@ pub fn plan(
     let listed = |id: KeyId| record.keys.iter().any(|it| it.key_id == id.as_bytes());
     if !listed(presented) {
         return Err(Refusal::NotListed);
+    }
+    // Else whoever kept a connection of before would get a key that takes the place of the node's.
+    if clone::superseded(record, presented).is_some() {
+        return Err(Refusal::Superseded);
     }
     let id = key.key_id();
     if listed(id) {
@@ -144,6 +154,7 @@ pub fn reprieve(
         || subject.role != Role::Worker
         || record.keys.iter().any(known)
         || removed
+        || clone::superseded(record, id).is_some()
         || view::node_of_key(state, id).is_some()
     {
         return None;
@@ -219,6 +230,7 @@ pub fn with_key(
     };
     let stays = |it: &NodeKey| in_use(it) || Some(&it.key_id) == other;
     // The node proved that it has this one: those before it are superseded.
+    clone::seen(&mut node, presented, now_ms);
     let superseded = node.keys.iter().position(in_use).unwrap_or(0);
     let mut place = 0;
     node.keys.retain(|it| {
@@ -232,6 +244,8 @@ pub fn with_key(
     {
         node.keys.remove(oldest);
     }
+    // A key that is certified anew is the newest again: its first answer was late.
+    node.superseded.retain(|it| it.key_id != key.key_id);
     node.keys.push(key);
     if record.role() == WireRole::Standby && role == Role::Manager {
         node.set_role(WireRole::Manager);
@@ -270,7 +284,7 @@ pub fn unchanged(record: &Node) -> Precondition {
 mod tests {
     use super::*;
     use bulkhead_identity::Key as IdentityKey;
-    use bulkhead_proto::wire::{Tombstone, Transaction};
+    use bulkhead_proto::wire::{SupersededKey, Tombstone, Transaction};
     use prost::Message as _;
 
     use crate::ca::{Ca, genesis};
@@ -434,6 +448,58 @@ mod tests {
             RequestId::from_bytes([8; 16]),
         );
         assert_eq!(again, Ok(Renewal::Sign));
+    }
+
+    #[test]
+    fn nothing_is_renewed_by_a_key_whose_successor_was_seen_and_a_late_answer_counts_again() {
+        let superseded = |n: u8| SupersededKey {
+            key_id: key_id(n).to_wire(),
+            at: 10,
+            until: 1_000,
+        };
+        let record = Node {
+            id: NODE.to_wire(),
+            name: "it".into(),
+            keys: vec![
+                listed(key_id(1), 100),
+                listed(key_id(2), 100),
+                listed(key_id(3), 100),
+            ],
+            superseded: vec![superseded(1), superseded(2)],
+            ..Default::default()
+        };
+        let mut state = State::default();
+        let cluster = Cluster {
+            id: vec![9; 16],
+            ..Default::default()
+        };
+        let objects = [Any::Cluster(cluster), Any::Node(record.clone())];
+        apply(&mut state, 1, objects.map(create).into());
+        let ask = |presented| plan(&state, NODE, key_id(presented), &public(), REQUEST);
+        assert_eq!(ask(1), Err(Refusal::Superseded));
+        assert_eq!(ask(2), Err(Refusal::Superseded));
+        assert_eq!(ask(3), Ok(Renewal::Sign));
+        // The answer for the second key was under way all the time, and is asked for once more by the third.
+        let (_, changes) = with_key(
+            &record,
+            &Cluster::default(),
+            key_id(3),
+            listed(key_id(2), 200),
+            Role::Worker,
+            50,
+        );
+        let Some(Step::Replace(object)) = &changes[0].change else {
+            panic!("replaces")
+        };
+        let Some(Any::Node(node)) = &object.object else {
+            panic!("a node")
+        };
+        assert_eq!(node.keys, [listed(key_id(3), 100), listed(key_id(2), 200)]);
+        assert_eq!(
+            node.superseded,
+            [superseded(1)],
+            "whoever uses the second key now is the node"
+        );
     }
 
     #[test]
@@ -631,6 +697,15 @@ mod tests {
         };
         apply(&mut removed, 10, vec![change]);
         assert_eq!(ask(&removed, record, &good), None, "a removed key");
+        let key_id = Certificate::from_der(&good).expect("signed").key_id().to_wire();
+        let superseded = Node {
+            superseded: vec![SupersededKey {
+                key_id,
+                ..Default::default()
+            }],
+            ..record.clone()
+        };
+        assert_eq!(ask(&state, &superseded, &good), None, "a superseded key");
     }
 
     /// A manager that is to be demoted: its own key, and those of a standby whose answers may have been lost.

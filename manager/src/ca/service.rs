@@ -19,6 +19,7 @@ use bulkhead_raft::state::State;
 use tonic::{Request, Response, Status};
 
 use super::admission::{self, Admission, Ask};
+use super::clone::{self, Shown};
 use super::limiter::Limiter;
 use super::renewal::{self, Renewal};
 use super::trust::{self, chain, roots};
@@ -269,7 +270,12 @@ impl EnrolmentService {
     }
 
     /// Takes a node back that proves its last committed key.
-    async fn take_back(&self, request: ReturnRequest, from: Option<IpAddr>) -> Result<EnrolResponse, Status> {
+    async fn take_back(
+        &self,
+        request: ReturnRequest,
+        from: Option<IpAddr>,
+        opened_ms: i64,
+    ) -> Result<EnrolResponse, Status> {
         let asked = Asked {
             key: asked_key(&request.csr)?,
             role: WireRole::Unspecified,
@@ -304,6 +310,22 @@ impl EnrolmentService {
         let node = NodeId::try_from(request.node_id.as_slice()).map_err(|_| unlisted())?;
         let presented = KeyId::try_from(request.key_id.as_slice()).map_err(|_| unlisted())?;
         let record = view::node(&state, node).ok_or_else(unlisted)?;
+        if clone::superseded(record, presented).is_some() {
+            return Err(match shows(&request, presented) {
+                true => {
+                    let address = from.map(|it| it.to_string()).unwrap_or_default();
+                    tracing::warn!(target: "audit", %node, address, "return with a superseded key refused");
+                    self.0.notes.saw_clone(Shown {
+                        node,
+                        key: presented,
+                        address: from,
+                        opened_ms,
+                    });
+                    clone::refused()
+                }
+                false => refused("the signature is not of the key that it names"),
+            });
+        }
         let listed = record.keys.iter().find(|it| it.key_id == presented.as_bytes());
         let reprieved = match listed {
             Some(_) => None,
@@ -436,16 +458,28 @@ impl Enrolment for EnrolmentService {
     }
 
     async fn r#return(&self, request: Request<ReturnRequest>) -> Result<Response<EnrolResponse>, Status> {
-        let from = Principal::of(&request)?.address.map(|address| address.ip());
+        let caller = Principal::of(&request)?;
+        let from = caller.address.map(|address| address.ip());
         if from.is_some_and(|from| !self.0.wrong.allows(from, self.0.clock.monotonic())) {
             self.0
                 .notes
                 .refused("anonymous", from, "return: too many wrong proofs");
             return Err(too_often("too many wrong proofs came from this address"));
         }
-        let answer = self.take_back(request.into_inner(), from).await?;
+        let answer = self
+            .take_back(request.into_inner(), from, caller.opened_ms)
+            .await?;
         Ok(Response::new(answer))
     }
+}
+
+/// Whether who asks to come back has the key that it names, whatever certificate it has for it: a superseded one need not be
+/// of a root that is still known.
+fn shows(request: &ReturnRequest, presented: KeyId) -> bool {
+    Certificate::from_der(&request.certificate).is_ok_and(|certificate| {
+        certificate.key_id() == presented
+            && comeback::proves(&certificate, &request.challenge, &request.csr, &request.signature)
+    })
 }
 
 /// A certificate that a node asks for.

@@ -7,6 +7,7 @@ use bulkhead_proto::wire::{Cluster, ExternalSigner, FormerRoot, Node, Rotation, 
 use bulkhead_proto::{KeyId, NodeId};
 use bulkhead_raft::state::State;
 
+use super::clone;
 use crate::view;
 
 /// The roots that nodes trust, oldest first.
@@ -103,13 +104,15 @@ pub fn used(cluster: &Cluster, certificate: &Certificate) -> Vec<u8> {
 }
 
 /// A manager's record with what it trusts and uses.
-pub fn said(record: &Node, current: &Credentials) -> Node {
+pub fn said(record: &Node, current: &Credentials, now_ms: i64) -> Node {
     let used = current.bundle.issuer_of(&current.certificate);
-    Node {
+    let mut said = Node {
         trusts: current.bundle.key_ids(),
         issuer: used.map_or_else(Vec::new, |root| root.key_id().to_wire()),
         ..record.clone()
-    }
+    };
+    clone::seen(&mut said, current.certificate.key_id(), now_ms);
+    said
 }
 
 /// The root that a ticket names: one that every manager can be verified under.

@@ -46,8 +46,25 @@ pub(super) fn update(state: &State, request: &UpdateNodeRequest) -> Result<Decis
             ),
         ));
     }
+    if request.clear_alarm && node.role() != Role::Manager {
+        return Err(refuse(
+            Code::Invalid,
+            tonic::Code::FailedPrecondition,
+            format!(
+                "node {} is no manager: one with a clone is in quarantine for ever",
+                label(node)
+            ),
+            format!(
+                "`bulkhead node rm {}`, and join the machine again with a new ticket once it is trusted",
+                node.name
+            ),
+        ));
+    }
     check::labels(&request.label_add)?;
     let mut new = node.clone();
+    if request.clear_alarm {
+        new.clone_seen = None;
+    }
     if availability != Availability::Unspecified {
         new.set_availability(availability);
     }
@@ -262,7 +279,7 @@ fn gone(state: &State, node: &Node, now_ms: i64) -> Result<Plan, Status> {
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_proto::wire::{Kind, NodeKey};
+    use bulkhead_proto::wire::{CloneSeen, Kind, NodeKey, SupersededKey};
 
     use super::super::object::OPERATORS;
     use super::super::testing::{applied, node, plan, refused, state};
@@ -446,6 +463,59 @@ mod tests {
             panic!("a cluster");
         };
         assert_eq!(cluster.tombstones[0].key_id, [9; 32]);
+    }
+
+    fn with_clone(object: bulkhead_proto::wire::Object, key: u8) -> bulkhead_proto::wire::Object {
+        let mut object = with_key(object);
+        if let Some(bulkhead_proto::wire::object::Object::Node(node)) = &mut object.object {
+            node.superseded.push(SupersededKey {
+                key_id: vec![key; 32],
+                ..Default::default()
+            });
+            node.clone_seen = Some(CloneSeen::default());
+        }
+        object
+    }
+
+    #[test]
+    fn the_alarm_about_a_manager_is_cleared_and_one_about_a_worker_is_for_ever() {
+        let mut state = state([
+            with_clone(node(1, "one", Role::Worker), 7),
+            with_clone(node(2, "boss", Role::Manager), 8),
+        ]);
+        let clear = |selector: &str| UpdateNodeRequest {
+            clear_alarm: true,
+            ..update_of(selector)
+        };
+        let status = update(&state, &clear("one")).expect_err("a worker");
+        refused(&status, Code::Invalid, "no manager", "node rm one");
+        let decided = plan(update(&state, &clear("boss")).expect("planned"));
+        applied(&mut state, &[5; 16], decided);
+        let cleared = NODES.find(&state, "boss").expect("there");
+        assert_eq!(cleared.clone_seen, None);
+        assert_eq!(cleared.superseded.len(), 1, "another copy is told of again");
+    }
+
+    #[test]
+    fn a_removed_managers_superseded_keys_are_dead_and_a_workers_need_not_be() {
+        let mut state = state([
+            with_clone(node(1, "one", Role::Worker), 7),
+            with_clone(node(2, "boss", Role::Manager), 8),
+        ]);
+        for (name, request) in [("one", 5), ("boss", 6)] {
+            let asked = RemoveRequest {
+                request_id: vec![request; 16],
+                ..removal_of(name, true)
+            };
+            let gone = plan(remove(&state, &asked, &Members::default(), 7).expect("planned"));
+            applied(&mut state, &asked.request_id, gone);
+        }
+        let cluster = state.list(Kind::Cluster).next().expect("a cluster");
+        let Some(bulkhead_proto::wire::object::Object::Cluster(cluster)) = &cluster.object else {
+            panic!("a cluster");
+        };
+        let dead: Vec<u8> = cluster.tombstones.iter().map(|it| it.key_id[0]).collect();
+        assert_eq!(dead, [9, 8], "Raft methods know no other list");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tonic::Status;
 use super::Service;
 use crate::authz::{Principal, stale};
 use crate::ca::renewal::unchanged;
-use crate::ca::{manager_addresses, trust};
+use crate::ca::{clone, manager_addresses, trust};
 use crate::view;
 
 /// Answers a standby, and keeps what it says of its roots.
@@ -20,7 +20,7 @@ pub(super) fn attend(
     caller: &Principal,
     request: AttendRequest,
 ) -> Result<AttendResponse, Status> {
-    let (subject, _) = caller.node_and_key()?;
+    let (subject, key) = caller.node_and_key()?;
     let state = service.replica.state();
     let (Some(node), Some(cluster)) = (view::node(&state, subject.node), view::cluster(&state)) else {
         return Err(stale());
@@ -34,11 +34,12 @@ pub(super) fn attend(
     trusts.retain(|id| KeyId::try_from(id.as_slice()).is_ok());
     trusts.truncate(ROOTS);
     let used = caller.certificate.as_ref();
-    let new = Node {
+    let mut new = Node {
         trusts,
         issuer: used.map_or_else(Vec::new, |it| trust::used(cluster, it)),
         ..node.clone()
     };
+    clone::seen(&mut new, key, service.now_ms());
     // A manager that is to be demoted speaks for its roots itself.
     if stands_by && new != *node {
         keep(service, caller, node, new);

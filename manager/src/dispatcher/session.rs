@@ -26,7 +26,7 @@ use super::{Parts, Service};
 use crate::authz::Principal;
 use crate::ca::admission::{bounded, published};
 use crate::ca::renewal::unchanged;
-use crate::ca::{manager_addresses, trust};
+use crate::ca::{clone, manager_addresses, trust};
 use crate::refusal::refuse;
 use crate::view;
 
@@ -343,13 +343,16 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
             return;
         };
         let used = caller.certificate.as_ref();
-        let new = Node {
+        let mut new = Node {
             description: Some(description.clone()),
             address: address.clone(),
             trusts: trusts.clone(),
             issuer: used.map_or_else(Vec::new, |it| trust::used(cluster, it)),
             ..record.clone()
         };
+        if let Some(key) = caller.key_id {
+            clone::seen(&mut new, key, service.now_ms());
+        }
         if new == *record {
             return;
         }
@@ -382,5 +385,9 @@ impl Parts {
         let mut id = [0; 16];
         self.entropy.fill(&mut id).ok()?;
         Some(RequestId::from_bytes(id))
+    }
+
+    pub(super) fn now_ms(&self) -> i64 {
+        i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX)
     }
 }

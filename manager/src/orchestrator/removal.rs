@@ -32,10 +32,15 @@ pub fn quarantine(state: &State, id: NodeId, node: &wire::Node, now_ms: i64) -> 
 }
 
 fn ended(state: &State, id: NodeId, node: &wire::Node, now_ms: i64, record: Change) -> Vec<wire::Change> {
-    let dead = node.keys.iter().map(|key| {
+    // Raft methods know no list of keys but that of dead ones.
+    let superseded = node.superseded.iter().filter(|key| {
+        node.role() == wire::Role::Manager && !node.keys.iter().any(|it| it.key_id == key.key_id)
+    });
+    let keys = node.keys.iter().map(|key| &key.key_id);
+    let dead = keys.chain(superseded.map(|key| &key.key_id)).map(|key_id| {
         Change::AddTombstone(AddTombstone {
             tombstone: Some(Tombstone {
-                key_id: key.key_id.clone(),
+                key_id: key_id.clone(),
                 node_id: node.id.clone(),
                 removed_at: now_ms,
                 ..Default::default()

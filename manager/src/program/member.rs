@@ -2,14 +2,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_identity::comeback::Challenges;
 use bulkhead_identity::local::LocalConnection;
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::store::{KeyFile, ManagerPart};
-use bulkhead_identity::{Credentials, Identity, UnlockKey, tls};
+use bulkhead_identity::{Bundle, Credentials, Identity, UnlockKey, tls};
 use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::ManagerAddress;
 use bulkhead_raft::encryption::{DataKey, DataKeys, Sealing};
@@ -193,6 +193,8 @@ pub(super) struct Member {
     /// Asks whoever runs this member to end it, and to go on from its store alone.
     pub(super) recover: mpsc::Sender<recover::Order>,
     keys: Mutex<KeyFile>,
+    /// Held by whoever asks for new credentials, until they are taken up.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Member {
@@ -217,10 +219,30 @@ impl Member {
         let _late = timeout(FRESH_WAIT, heard).await;
     }
 
-    /// Takes up credentials, or other roots: first on disk, then in every new handshake.
+    /// The right to ask for new credentials and to take them up. One at a time: of two answers the one that was committed
+    /// first could be taken up last, and the cluster takes who uses an older key than it saw for a clone of this node.
+    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Takes up credentials: first on disk, then in every new handshake.
     pub(super) fn renewed(&self, credentials: Credentials) -> Result<(), ProgramError> {
-        let credentials = Arc::new(credentials);
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        self.take_up(keys, Arc::new(credentials))
+    }
+
+    /// Trusts these roots from now on, in the same way; key and certificate stay.
+    pub(super) fn trusts(&self, bundle: Bundle) -> Result<(), ProgramError> {
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = keys.credentials.with_bundle(bundle)?;
+        self.take_up(keys, Arc::new(new))
+    }
+
+    fn take_up(
+        &self,
+        mut keys: MutexGuard<'_, KeyFile>,
+        credentials: Arc<Credentials>,
+    ) -> Result<(), ProgramError> {
         let old = std::mem::replace(&mut keys.credentials, credentials.clone());
         if let Err(error) = keys.save(&self.machine.keys()) {
             keys.credentials = old;
@@ -423,7 +445,7 @@ impl Member {
             .add_service(control.clone().into_server())
             .add_service(health.clone());
         let stopped = tasks.stop();
-        let incoming = tls::incoming(listener, identity.clone());
+        let incoming = tls::incoming(listener, identity.clone(), clock.clone());
         tasks.spawn("the server for managers, workers and operators", async move {
             let served = network
                 .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
@@ -482,9 +504,24 @@ impl Member {
         );
         tasks.spawn(
             "notes for the audit log",
-            notes
-                .clone()
-                .run(proposer.clone(), actor, clock.clone(), entropy, stop.clone()),
+            notes.clone().run(
+                proposer.clone(),
+                actor.clone(),
+                clock.clone(),
+                entropy.clone(),
+                stop.clone(),
+            ),
+        );
+        tasks.spawn(
+            "alarms about clones",
+            notes.alarms().run(
+                replica.clone(),
+                proposer.clone(),
+                actor,
+                clock.clone(),
+                entropy,
+                stop.clone(),
+            ),
         );
         tasks.spawn(
             "readings of clocks",
@@ -548,6 +585,7 @@ impl Member {
             local,
             recover,
             keys: Mutex::new(keys),
+            turn: tokio::sync::Mutex::default(),
         });
         Ok((member, tasks))
     }

@@ -49,6 +49,7 @@ pub(super) async fn renew(member: &Member, stop: &CancellationToken) {
 }
 
 pub(super) async fn once(member: &Member) -> bool {
+    let _turn = member.turn().await;
     for client in managers(member) {
         match timeout(CALL, ask(member, client)).await {
             Ok(Ok(())) => {

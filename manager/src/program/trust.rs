@@ -78,7 +78,7 @@ async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
     let due = || trust::told(cluster, |told| due(&member.identity.current(), told));
     if due()? == Some(Due::Trust) {
         let bundle = Bundle::from_ders(trust::roots(cluster))?.with_former(trust::former(cluster))?;
-        member.renewed(member.identity.current().with_bundle(bundle)?)?;
+        member.trusts(bundle)?;
         tracing::info!(target: "audit", "this manager trusts other roots now");
     }
     if relock(member, cluster)? {
@@ -117,12 +117,13 @@ async fn report(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
         locked_with: locked_with(member),
         // One that has no envelope yet says so by what it said before.
         opened_epoch: member.key_ring.newest(cluster).unwrap_or(node.opened_epoch),
-        ..trust::said(node, &current)
+        ..trust::said(node, &current, member.machine.now_ms())
     })
     .await
 }
 
 async fn come_back_by_key(member: &Member) {
+    let _turn = member.turn().await;
     let members = member.replica.members();
     for other in members.nodes.values().filter(|other| other.node != member.node()) {
         let current = member.identity.current();

@@ -9,6 +9,7 @@
 
 mod audit;
 mod canary;
+mod clone;
 mod crash;
 mod damage;
 mod documents;

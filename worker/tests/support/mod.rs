@@ -276,7 +276,7 @@ impl Manager {
         let server = tonic::transport::Server::builder()
             .add_service(DispatcherServer::from_arc(shared.clone()))
             .add_service(EnrolmentServer::from_arc(shared.clone()))
-            .serve_with_incoming(tls::incoming(listener, identity));
+            .serve_with_incoming(tls::incoming(listener, identity, Arc::new(SystemClock::start())));
         Manager {
             address,
             cluster: cluster.clone(),

@@ -231,6 +231,21 @@ impl Derived<'_> {
     }
 
     fn node(&mut self, key: Key, old: &Node, new: &Node) {
+        if let (None, Some(clone)) = (&old.clone_seen, &new.clone_seen) {
+            let mut detail = "a superseded key of it was shown".to_owned();
+            if !clone.address.is_empty() {
+                detail += &format!(" from {}", clone.address);
+            }
+            if old.quarantined_at == 0 && new.quarantined_at != 0 {
+                detail += "; it is in quarantine";
+            }
+            return self.add(AuditRecord {
+                role: new.role,
+                key_id: clone.key_id.clone(),
+                detail,
+                ..self.about(Action::Clone, key, &new.name)
+            });
+        }
         if old.quarantined_at == 0 && new.quarantined_at != 0 {
             return self.add(AuditRecord {
                 role: new.role,
@@ -298,6 +313,10 @@ impl Derived<'_> {
                     "the unlock key of its key file",
                 ),
                 (was.resealed != is.resealed, "its store is sealed anew"),
+                (
+                    was.clone_seen != is.clone_seen,
+                    "the alarm about a clone was cleared",
+                ),
             ];
             self.add(AuditRecord {
                 role: new.role,
@@ -532,6 +551,8 @@ fn without_ordinary(node: &Node) -> Node {
         issuer: Vec::new(),
         clock_ahead_ms: 0,
         clock_measured_at: 0,
+        // What they tell of has a record: the renewal.
+        superseded: Vec::new(),
         ..node.clone()
     }
 }

@@ -1,11 +1,12 @@
 use bulkhead_proto::audit::Head;
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    AddTombstone, AuditAction as Action, AuditNote, AuditRecord, Autolock, Availability, Change, Cluster,
-    ClusterSettings, DesiredState, Envelope, ExternalSigner, FormerRoot, KeyRingEpoch, Kind, Label, Node,
+    AddTombstone, AuditAction as Action, AuditNote, AuditRecord, Autolock, Availability, Change, CloneSeen,
+    Cluster, ClusterSettings, DesiredState, Envelope, ExternalSigner, FormerRoot, KeyRingEpoch, Kind, Label, Node,
     NodeDescription, NodeKey, NodeStatus, Object, RejectionCode, Role, Rotation, RotationPhase, Sealed,
-    Secret, SecretReference, Service, ServiceSpec, ServiceVersion, Task, TaskObserved, TaskState, TaskStatus,
-    Ticket, TicketUse, Tombstone, Transaction, change::Change as Step, object::Object as Any,
+    Secret, SecretReference, Service, ServiceSpec, ServiceVersion, SupersededKey, Task, TaskObserved,
+    TaskState, TaskStatus, Ticket, TicketUse, Tombstone, Transaction, change::Change as Step,
+    object::Object as Any,
 };
 use proptest::prelude::*;
 use prost::Message as _;
@@ -205,6 +206,14 @@ fn tombstone(key: u8, node: u8) -> Step {
     })
 }
 
+fn clone_from(address: &str) -> CloneSeen {
+    CloneSeen {
+        at: 1_000,
+        key_id: vec![7; 32],
+        address: address.into(),
+    }
+}
+
 #[test]
 fn each_kind_of_change_makes_its_one_record() {
     let worker = |edit: fn(&mut Node)| {
@@ -284,6 +293,28 @@ fn each_kind_of_change_makes_its_one_record() {
             }),
         ],
         &["quarantine KIND_NODE node-2"],
+    );
+    check(
+        "a clone of a worker, which is in quarantine by that",
+        vec![
+            tombstone(2, WORKER),
+            worker(|it| {
+                it.keys.clear();
+                it.quarantined_at = 1_000;
+                it.clone_seen = Some(clone_from("10.0.0.9"));
+            }),
+        ],
+        &["clone KIND_NODE node-2 a superseded key of it was shown from 10.0.0.9; it is in quarantine"],
+    );
+    check(
+        "a clone of a node that is told of alone",
+        vec![worker(|it| it.clone_seen = Some(clone_from("")))],
+        &["clone KIND_NODE node-2 a superseded key of it was shown"],
+    );
+    check(
+        "that a newer key is in use",
+        vec![worker(|it| it.superseded = vec![SupersededKey::default()])],
+        &[],
     );
     check(
         "a dead key alone",
