@@ -107,7 +107,10 @@ pub(crate) fn from_status(status: &Status, place: &str) -> Refusal {
         Grpc::Aborted => (Code::Conflict, "look at the object and try again"),
         Grpc::InvalidArgument => (Code::Invalid, "correct it and try again"),
         Grpc::ResourceExhausted => (Code::OverLimit, "ask for less at once"),
-        Grpc::Unimplemented => (Code::Unsupported, "check the address or socket, and the versions"),
+        Grpc::Unimplemented => (
+            Code::Unsupported,
+            "'bulkhead health' with the same --socket says what the program there waits for; check the versions, too",
+        ),
         Grpc::Unavailable | Grpc::DeadlineExceeded => (
             Code::NoQuorum,
             "'bulkhead cluster status' shows which managers are up",
@@ -119,10 +122,15 @@ pub(crate) fn from_status(status: &Status, place: &str) -> Refusal {
         .get_bin(HINT_KEY)
         .and_then(|hint| hint.to_bytes().ok());
     let hint = hint.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    // What serves none of our methods at all says nothing more.
+    let why = match (status.code(), status.message()) {
+        (Grpc::Unimplemented, "") => "this program does not serve that, or not yet",
+        (_, message) => message,
+    };
     Refusal::new(
         code_of(status).unwrap_or(code),
         place,
-        status.message(),
+        why,
         hint.filter(|hint| !hint.is_empty())
             .unwrap_or_else(|| help.to_owned()),
     )
@@ -144,6 +152,13 @@ mod tests {
             refusal.to_string(),
             "error[BH-E0010]: cannot read\n  where: a.tar\n  why:   it is a folder\\u{1b}[2J\n  help:  name a file"
         );
+    }
+
+    #[test]
+    fn a_program_that_does_not_serve_it_is_not_quoted_with_nothing() {
+        let refusal = from_status(&Status::unimplemented(""), "cluster status").to_string();
+        assert!(refusal.contains("does not serve that"), "{refusal}");
+        assert!(refusal.contains("bulkhead health"), "{refusal}");
     }
 
     #[test]

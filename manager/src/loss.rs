@@ -122,7 +122,8 @@ pub fn raise<E: From<LossError>>(
         changes.push(step(Step::Delete(reference(Kind::Ticket, ticket.id.as_slice()))));
     }
     let gone = |node: &&Node| !forget.iter().any(|it| it.id == node.id);
-    let workers = view::nodes(from).filter(|node| node.role() == wire::Role::Worker);
+    let returns = |node: &&wire::Node| matches!(node.role(), wire::Role::Worker | wire::Role::Standby);
+    let workers = view::nodes(from).filter(returns);
     let workers = workers.filter(gone).filter(|node| node.quarantined_at == 0);
     report.workers = workers.map(|node| node.name.clone()).collect();
     report.managers.sort();
@@ -248,10 +249,10 @@ mod tests {
         record(NodeId::from_bytes([n; 16]), role, name.into(), key(n), NOW)
     }
 
-    /// Manager 1 and operator `admin` as the cluster began, managers 3 and 4, workers 5 and 6, two tickets; worker 6 has
+    /// Manager 1 and operator `admin` as the cluster began, managers 3 and 4, workers 5 and 6, standby 8, two tickets; worker 6 has
     /// a task.
     fn lost() -> Founded {
-        use bulkhead_proto::Role::{Manager, Worker};
+        use bulkhead_proto::Role::{Manager, Standby, Worker};
         let mut founded = Founded::new(NOW);
         let tickets = [1_u8, 2].map(|n| {
             create(Any::Ticket(Ticket {
@@ -264,6 +265,7 @@ mod tests {
             node(4, Manager, "manager-3"),
             node(5, Worker, "worker-1"),
             node(6, Worker, "worker-2"),
+            node(8, Standby, "standby-1"),
         ]
         .map(|node| create(Any::Node(node)));
         let service = create(Any::Service(wire::Service {
@@ -341,7 +343,7 @@ mod tests {
         assert!(cluster.root_exposed && cluster.return_until > NOW);
         let report = raised.report;
         assert_eq!(report.managers, ["manager-2", "manager-3"]);
-        assert_eq!(report.workers, ["worker-1", "worker-2"]);
+        assert_eq!(report.workers, ["standby-1", "worker-1", "worker-2"]);
         assert_eq!((report.tickets, report.from_index), (2, 20));
     }
 
@@ -371,7 +373,7 @@ mod tests {
         let task =
             view::task(&raised.state, bulkhead_proto::TaskId::from_bytes([8; 16])).expect("its record stays");
         assert_eq!(task.status.as_ref().map(TaskStatus::state), Some(TaskState::Lost));
-        assert_eq!(raised.report.workers, ["worker-1"]);
+        assert_eq!(raised.report.workers, ["standby-1", "worker-1"]);
         let by_id = base32_lower().encode(&[5; 16]);
         assert_eq!(
             recovered(&founded, &[&by_id]).expect("raised").report.forgotten,

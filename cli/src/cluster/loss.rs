@@ -285,7 +285,7 @@ fn meaning(raised: &Raised) -> Vec<String> {
     if raised.new_root {
         let workers = match raised.workers.as_slice() {
             [] => String::new(),
-            workers => format!(": the workers {}", workers.join(", ")),
+            workers => format!(": the workers and standbys {}", workers.join(", ")),
         };
         lines.push(format!(
             "the root is new, since its signer outside cannot know this manager: everyone joins again with a ticket{workers}"

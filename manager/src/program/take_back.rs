@@ -21,7 +21,7 @@ use crate::peers;
 use crate::refusal::chain;
 
 /// The others may be electing a leader, or still count this manager as one that answers.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// After nobody could help.
 const PAUSE: Duration = Duration::from_millis(500);
 /// One call.

@@ -23,11 +23,8 @@ fn an_old_copy_of_a_key_file_raises_the_alarm_and_cuts_a_worker_off_but_no_manag
     lab.ok("service create -d --name web --replicas 2 web:1");
     lab.until_running("web", 2);
     let leader = lab.leader();
-    let managers = lab.nodes().into_iter().filter(|node| node.starts_with("manager"));
-    let victim = managers
-        .filter(|node| *node != leader)
-        .next()
-        .expect("three managers");
+    let mut managers = lab.nodes().into_iter().filter(|node| node.starts_with("manager"));
+    let victim = managers.find(|node| *node != leader).expect("three managers");
     let of_manager = key_file_of(&lab, &victim);
     let path = lab.data("worker-2").join("worker/node.key");
     let of_worker = fs::read(&path).expect("root may");
@@ -92,8 +89,8 @@ fn an_old_copy_of_a_key_file_raises_the_alarm_and_cuts_a_worker_off_but_no_manag
 }
 
 fn node(lab: &Lab, name: &str) -> Value {
-    let all = lab.list("node ls").into_iter();
-    all.filter(|it| it["name"] == name).next().expect("it is listed")
+    let mut all = lab.list("node ls").into_iter();
+    all.find(|it| it["name"] == name).expect("it is listed")
 }
 
 /// Whom the audit log tells of a clone of, and how.

@@ -181,6 +181,7 @@ impl Derived<'_> {
                     "the root is due to be rotated",
                 ),
                 (old.settings != new.settings, "settings"),
+                (old.recovery_key != new.recovery_key, "the recovery key"),
                 (old.tombstones != new.tombstones, "removed keys"),
                 (old.level != new.level, "command level"),
                 (old.epoch != new.epoch, "epoch"),

@@ -2,8 +2,8 @@ use bulkhead_proto::audit::Head;
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
     AddTombstone, AuditAction as Action, AuditNote, AuditRecord, Autolock, Availability, Change, CloneSeen,
-    Cluster, ClusterSettings, DesiredState, Envelope, ExternalSigner, FormerRoot, KeyRingEpoch, Kind, Label, Node,
-    NodeDescription, NodeKey, NodeStatus, Object, RejectionCode, Role, Rotation, RotationPhase, Sealed,
+    Cluster, ClusterSettings, DesiredState, Envelope, ExternalSigner, FormerRoot, KeyRingEpoch, Kind, Label,
+    Node, NodeDescription, NodeKey, NodeStatus, Object, RejectionCode, Role, Rotation, RotationPhase, Sealed,
     Secret, SecretReference, Service, ServiceSpec, ServiceVersion, SupersededKey, Task, TaskObserved,
     TaskState, TaskStatus, Ticket, TicketUse, Tombstone, Transaction, change::Change as Step,
     object::Object as Any,
