@@ -367,7 +367,7 @@ mod tests {
         let names: Vec<&str> = view::nodes(&raised.state)
             .map(|node| node.name.as_str())
             .collect();
-        assert_eq!(names, ["manager-1", "worker-1"]);
+        assert_eq!(names, ["manager-1", "worker-1", "standby-1"]);
         let cluster = view::cluster(&raised.state).expect("a cluster");
         assert!(cluster.tombstones.iter().any(|it| it.key_id == [6; 32]));
         let task =
