@@ -99,10 +99,7 @@ impl Machine {
     pub(super) fn put_aside(&self, epoch: u64) -> io::Result<()> {
         let aside = self.damaged();
         remove(&aside)?;
-        match std::fs::rename(self.store(epoch), aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        or_absent(std::fs::rename(self.store(epoch), aside))
     }
 
     /// A join that waits for approval.
@@ -125,10 +122,7 @@ impl Machine {
                 remove(&entry.path())?;
             }
         }
-        match std::fs::remove_file(self.members()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
+        or_absent(std::fs::remove_file(self.members()))?;
         remove(&self.images())
     }
 
@@ -138,11 +132,7 @@ impl Machine {
 
     /// Removes what is of a membership, and says how that went. First the keys: without them nobody reads the rest.
     pub(super) fn forget(&self) -> String {
-        let next = match std::fs::remove_file(self.next_keys()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        };
-        let removed = next
+        let removed = or_absent(std::fs::remove_file(self.next_keys()))
             .and_then(|()| std::fs::remove_file(self.keys()))
             .and_then(|()| self.clear());
         match removed {
@@ -161,7 +151,12 @@ impl Machine {
 
 /// Removes a folder, if it is there.
 fn remove(folder: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
+    or_absent(std::fs::remove_dir_all(folder))
+}
+
+/// What is not there need not be removed.
+fn or_absent(done: io::Result<()>) -> io::Result<()> {
+    match done {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }

@@ -1,6 +1,6 @@
-//! How a manager whose store is damaged, gone or put back from a copy comes back: what it acknowledged is not all there any more, so it never votes
-//! or acknowledges as that member again. A leader with a quorum of the others counts it as a new member, which begins with an
-//! empty store.
+//! How a manager whose store is damaged, gone or put back from a copy comes back: what it acknowledged is not all there any
+//! more, so it never votes or acknowledges as that member again. A leader with a quorum of the others counts it as a new
+//! member, which begins with an empty store.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -76,7 +76,9 @@ impl Memory {
     fn remember(&mut self, mark: &StoreMark) {
         let full = self.others.len() >= MEMBERS;
         if full && !self.others.contains_key(&mark.member) {
-            self.others.pop_first(); // ids rise: it is of the longest gone
+            // Who takes part holds the newest entries: the oldest mark is of the longest gone.
+            let gone = self.others.values().min_by_key(|it| last(it)).map(|it| it.member);
+            gone.map(|gone| self.others.remove(&gone));
         }
         let known = self.others.entry(mark.member).or_insert(StoreMark {
             member: mark.member,
@@ -361,5 +363,18 @@ mod tests {
             (MEMBERS, 200 - MEMBERS as u64 + 1)
         );
         assert!(encode(known).len() <= FILE_BYTES, "all fit into the file");
+    }
+
+    #[test]
+    fn a_member_that_takes_part_is_remembered_however_many_come_and_go() {
+        let witness = Witness::default();
+        for id in 2..=200 {
+            for (who, entry) in [(1, id), (id, id - 1)] {
+                let (other, _) = member(who, 1, (1, entry));
+                witness.heard(&message(who, &other)).expect("as it is");
+            }
+        }
+        let known = message(9, &witness).known;
+        assert!(known.contains(&mark(1, 1, (1, 200))), "{known:?}");
     }
 }
