@@ -35,7 +35,7 @@ async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus)
     };
     if due(&current, &told) == Some(Due::Trust) {
         let bundle = Bundle::from_ders(status.roots.clone())?;
-        current = context.replace(current.with_bundle(bundle)?)?;
+        current = context.replace(current.with_bundle(bundle))?;
         changed = true;
     }
     if due(&current, &told) == Some(Due::Renew) {

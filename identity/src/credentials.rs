@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::bundle::INTERMEDIATES;
 use crate::certificate::CERTIFICATE_BYTES;
-use crate::{Bundle, Certificate, Key, KeyError, Subject, tls};
+use crate::{Bundle, Certificate, Key, Subject, tls};
 
 /// Key, certificate and trust bundle: they change together.
 #[derive(Debug)]
@@ -32,16 +32,13 @@ impl Credentials {
     }
 
     /// The same key and certificate with other roots.
-    ///
-    /// # Errors
-    /// Where the key cannot be copied.
-    pub fn with_bundle(&self, bundle: Bundle) -> Result<Self, KeyError> {
-        Ok(Self {
-            key: Key::from_pkcs8(self.key.pkcs8())?,
+    pub fn with_bundle(&self, bundle: Bundle) -> Self {
+        Self {
+            key: self.key.clone(),
             certificate: self.certificate.clone(),
             chain: self.chain.clone(),
             bundle,
-        })
+        }
     }
 }
 

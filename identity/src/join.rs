@@ -389,22 +389,19 @@ impl Joiner<'_> {
                 check(&self.key, self.request.role, &answer, &pinned, now, &address)
             })
             .await
-            .and_then(|(certificate, bundle)| {
-                let key = Key::from_pkcs8(self.key.pkcs8()).map_err(|_| JoinError::Entropy)?;
-                Ok(Enrolled {
-                    credentials: Credentials {
-                        key,
-                        certificate,
-                        chain: answer.chain,
-                        bundle,
-                    },
-                    name: answer.name.clone(),
-                    member: (answer.member_id != 0).then_some(MemberId(answer.member_id)),
-                    epoch: answer.epoch,
-                    index: answer.index,
-                    managers: answer.managers.clone(),
-                    lock: UnlockKey::from_bytes(answer.unlock_generation, &answer.unlock_key),
-                })
+            .map(|(certificate, bundle)| Enrolled {
+                credentials: Credentials {
+                    key: self.key.clone(),
+                    certificate,
+                    chain: answer.chain,
+                    bundle,
+                },
+                name: answer.name,
+                member: (answer.member_id != 0).then_some(MemberId(answer.member_id)),
+                epoch: answer.epoch,
+                index: answer.index,
+                managers: answer.managers,
+                lock: UnlockKey::from_bytes(answer.unlock_generation, &answer.unlock_key),
             })
     }
 

@@ -1,20 +1,30 @@
 //! A node's private key: ECDSA on P-256 with SHA-256, and nothing else.
 
 use std::fmt;
+use std::sync::Arc;
 
 use bulkhead_proto::KeyId;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
-use zeroize::Zeroizing;
+use rustls::sign::{Signer, SigningKey};
+use rustls::{SignatureAlgorithm, SignatureScheme};
+
+use crate::unswapped::Unswapped;
 
 /// Bytes of a P-256 key as PKCS#8 are below this; what is longer is not one.
 const PKCS8_BYTES: usize = 512;
 
-/// A private key. Its PKCS#8 form is wiped when dropped and never printed.
+/// A private key, never printed. Clones are handles to the same one.
+#[derive(Clone)]
 pub struct Key {
-    pkcs8: Zeroizing<Vec<u8>>,
-    pair: EcdsaKeyPair,
+    private: Arc<Unswapped<Private>>,
     key_id: KeyId,
+}
+
+struct Private {
+    pair: EcdsaKeyPair,
+    pkcs8: [u8; PKCS8_BYTES],
+    pkcs8_len: usize,
 }
 
 /// A key that cannot be made or read.
@@ -53,16 +63,21 @@ impl Key {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8, &SystemRandom::new())
             .map_err(|_| KeyError::Pkcs8)?;
         let key_id = KeyId::of_spki(&spki(pair.public_key().as_ref()));
-        Ok(Self {
-            pkcs8: Zeroizing::new(pkcs8.to_vec()),
+        let mut private = Unswapped::new(Private {
             pair,
+            pkcs8: [0; PKCS8_BYTES],
+            pkcs8_len: pkcs8.len(),
+        });
+        private.pkcs8[..pkcs8.len()].copy_from_slice(pkcs8);
+        Ok(Self {
+            private: Arc::new(private),
             key_id,
         })
     }
 
     /// The key as PKCS#8 (RFC 5208), for the key file or a sealed record.
     pub fn pkcs8(&self) -> &[u8] {
-        &self.pkcs8
+        &self.private.pkcs8[..self.private.pkcs8_len]
     }
 
     /// Who the holder of this key is.
@@ -76,6 +91,7 @@ impl Key {
     /// Where signing fails.
     pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
         let signature = self
+            .private
             .pair
             .sign(&SystemRandom::new(), message)
             .map_err(|_| KeyError::Sign)?;
@@ -103,7 +119,7 @@ impl fmt::Debug for Key {
 
 impl rcgen::PublicKeyData for Key {
     fn der_bytes(&self) -> &[u8] {
-        self.pair.public_key().as_ref()
+        self.private.pair.public_key().as_ref()
     }
 
     fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
@@ -114,6 +130,28 @@ impl rcgen::PublicKeyData for Key {
 impl rcgen::SigningKey for Key {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
         Key::sign(self, message).map_err(|_| rcgen::Error::RingUnspecified)
+    }
+}
+
+impl SigningKey for Key {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        offered
+            .contains(&self.scheme())
+            .then(|| Box::new(self.clone()) as Box<dyn Signer>)
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ECDSA
+    }
+}
+
+impl Signer for Key {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        Key::sign(self, message).map_err(|error| rustls::Error::General(error.to_string()))
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256
     }
 }
 

@@ -32,6 +32,7 @@ mod testing;
 pub mod ticket;
 pub mod tls;
 pub mod unlock;
+pub mod unswapped;
 
 #[cfg(any(test, feature = "authority"))]
 pub use authority::{Authority, IssueError};
@@ -42,3 +43,4 @@ pub use dial::DialError;
 pub use key::{Key, KeyError};
 pub use peer::{ConnectInfo, Connection, Peer};
 pub use unlock::{UnlockKey, UnlockKeyError};
+pub use unswapped::Unswapped;

@@ -16,6 +16,8 @@ use rustix::thread::{
     remove_capability_from_bounding_set, set_capabilities,
 };
 
+use crate::unswapped;
+
 /// Which program confines itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
@@ -41,7 +43,8 @@ pub enum ConfineError {
     Filter(#[from] SeccompError),
 }
 
-/// No core dumps, no tracing by others of the same user, no privileges through execution, files for the owner alone.
+/// No core dumps, no tracing by others of the same user, no privileges through execution, files for the owner alone, and
+/// memory for keys that is never swapped out; where that cannot be had, the log says so.
 ///
 /// # Errors
 /// Where the kernel refuses.
@@ -56,6 +59,7 @@ pub fn harden() -> Result<(), ConfineError> {
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed("core dumps"))?;
     prctl::set_no_new_privs().map_err(failed("gaining privileges"))?;
     umask(Mode::from_bits_truncate(0o077));
+    unswapped::prepare();
     Ok(())
 }
 

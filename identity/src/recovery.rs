@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+use crate::Unswapped;
 use crate::seam::{Entropy, EntropyError};
 
 pub(crate) type PrivateKey = <X25519HkdfSha256 as Kem>::PrivateKey;
@@ -29,7 +30,7 @@ const PREFIX: &str = "BULKHEAD-RECOVERY-1-";
 const CHECK_BYTES: usize = 4;
 
 /// The private half; wiped when dropped, never printed.
-pub struct RecoveryKey(Zeroizing<[u8; RECOVERY_KEY_BYTES]>);
+pub struct RecoveryKey(Unswapped<[u8; RECOVERY_KEY_BYTES]>);
 
 impl fmt::Debug for RecoveryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -57,9 +58,7 @@ impl RecoveryKey {
     /// # Errors
     /// Where the system gives no random bytes.
     pub fn generate(entropy: &dyn Entropy) -> Result<Self, EntropyError> {
-        let mut bytes = Zeroizing::new([0; RECOVERY_KEY_BYTES]);
-        entropy.fill(bytes.as_mut())?;
-        Ok(Self(bytes))
+        Ok(Self(Unswapped::filled(|bytes| entropy.fill(bytes))?))
     }
 
     /// Reads a key from a request.
@@ -67,12 +66,7 @@ impl RecoveryKey {
     /// # Errors
     /// Where it has another length.
     pub fn from_wire(bytes: &[u8]) -> Result<Self, RecoveryKeyError> {
-        let mut key = Zeroizing::new([0; RECOVERY_KEY_BYTES]);
-        if bytes.len() != key.len() {
-            return Err(RecoveryKeyError::Length);
-        }
-        key.copy_from_slice(bytes);
-        Ok(Self(key))
+        Unswapped::copied(bytes).map(Self).ok_or(RecoveryKeyError::Length)
     }
 
     /// The key itself, for the one request that says it.
@@ -157,7 +151,7 @@ mod tests {
     use crate::seam::SystemEntropy;
 
     fn key(n: u8) -> RecoveryKey {
-        RecoveryKey(Zeroizing::new([n; RECOVERY_KEY_BYTES]))
+        RecoveryKey(Unswapped::new([n; RECOVERY_KEY_BYTES]))
     }
 
     #[test]

@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::seam::{EntropyError, SystemEntropy};
 use crate::unlock::UnlockKey;
-use crate::{Bundle, Certificate, Credentials, Identity, Key, Subject};
+use crate::{Bundle, Certificate, Credentials, Identity, Key, Subject, Unswapped};
 
 /// The first bytes of a key file, with the version of its format.
 const MARK: &[u8; 8] = b"BHKEYS1\n";
@@ -67,11 +67,11 @@ pub struct ManagerPart {
     /// Whether the store was made: from then on one that is not there was lost, with what it acknowledged.
     pub made: bool,
     /// Seals log, vote and snapshots.
-    pub data_key: Zeroizing<[u8; 32]>,
+    pub data_key: Unswapped<[u8; 32]>,
     /// The data key of before, while something sealed under it is still on disk.
-    pub former_data_key: Option<Zeroizing<[u8; 32]>>,
+    pub former_data_key: Option<Unswapped<[u8; 32]>>,
     /// Opens the envelopes of the key ring (X25519).
-    pub envelope_key: Zeroizing<[u8; 32]>,
+    pub envelope_key: Unswapped<[u8; 32]>,
     /// Where it listens, `host:port`.
     pub listen: String,
     /// Where others reach it, `host:port`.
@@ -545,14 +545,7 @@ fn key_file(mut record: Record, lock: Option<UnlockKey>) -> Result<KeyFile, &'st
 }
 
 fn manager_part(mut record: ManagerRecord) -> Result<ManagerPart, &'static str> {
-    let secret = |bytes: &[u8]| -> Result<Zeroizing<[u8; 32]>, &'static str> {
-        let mut key = Zeroizing::new([0; 32]);
-        if bytes.len() != key.len() {
-            return Err("one of its store keys has another length");
-        }
-        key.copy_from_slice(bytes);
-        Ok(key)
-    };
+    let secret = |bytes: &[u8]| Unswapped::copied(bytes).ok_or("one of its store keys has another length");
     Ok(ManagerPart {
         member: MemberId(record.member),
         epoch: record.epoch,
@@ -668,9 +661,9 @@ mod tests {
                 epoch: 2,
                 store: [3; 16],
                 made: true,
-                data_key: Zeroizing::new([4; 32]),
+                data_key: Unswapped::new([4; 32]),
                 former_data_key: None,
-                envelope_key: Zeroizing::new([5; 32]),
+                envelope_key: Unswapped::new([5; 32]),
                 listen: "0.0.0.0:7443".into(),
                 advertise: "127.0.0.1:7443".into(),
             }),
@@ -695,7 +688,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("node.keys");
         let mut file = key_file();
-        file.manager.as_mut().expect("a manager").former_data_key = Some(Zeroizing::new([6; 32]));
+        file.manager.as_mut().expect("a manager").former_data_key = Some(Unswapped::new([6; 32]));
         file.save(&path).expect("saved");
         let link = folder.path().join("of the old bytes");
         fs::hard_link(&path, &link).expect("a link");

@@ -13,6 +13,7 @@ use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
+use crate::Unswapped;
 use crate::seam::{Entropy, EntropyError};
 
 /// Bytes of the key itself.
@@ -28,7 +29,7 @@ const VERSION: &str = "1";
 #[derive(Clone)]
 pub struct UnlockKey {
     generation: u32,
-    key: Zeroizing<[u8; UNLOCK_KEY_BYTES]>,
+    key: Unswapped<[u8; UNLOCK_KEY_BYTES]>,
 }
 
 /// What was sealed does not open: another key, or damage.
@@ -42,18 +43,13 @@ impl UnlockKey {
     /// # Errors
     /// Where the system gives none.
     pub fn generate(generation: u32, entropy: &dyn Entropy) -> Result<Self, EntropyError> {
-        let mut key = Zeroizing::new([0; UNLOCK_KEY_BYTES]);
-        entropy.fill(key.as_mut())?;
+        let key = Unswapped::filled(|key| entropy.fill(key))?;
         Ok(Self { generation, key })
     }
 
     /// A key that was kept elsewhere; nothing where it has another length.
     pub fn from_bytes(generation: u32, bytes: &[u8]) -> Option<Self> {
-        let mut key = Zeroizing::new([0; UNLOCK_KEY_BYTES]);
-        if bytes.len() != key.len() {
-            return None;
-        }
-        key.copy_from_slice(bytes);
+        let key = Unswapped::copied(bytes)?;
         Some(Self { generation, key })
     }
 
@@ -130,7 +126,7 @@ impl UnlockKey {
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new(self.key.as_ref().into())
+        XChaCha20Poly1305::new(self.expose().into())
     }
 
     fn bound(&self, place: &[u8]) -> Vec<u8> {

@@ -181,7 +181,7 @@ impl<'k> Reader<'k> {
 fn keys(manifest: &[u8]) -> Result<Keys, ReadError> {
     let mut manifest = BackupManifest::decode(manifest).map_err(|_| ReadError::Manifest)?;
     let keys = manifest.keys.iter_mut().map(|it| {
-        let key: Option<EpochKey> = it.key.as_slice().try_into().ok().map(Zeroizing::new);
+        let key = EpochKey::copied(&it.key);
         it.key.zeroize();
         key.map(|key| (it.epoch, key)).ok_or(ReadError::Manifest)
     });

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bulkhead_identity::Unswapped;
 use bulkhead_identity::seam::{Entropy, EntropyError};
 use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::{Cluster, Envelope, KeyRingEpoch, Sealed};
@@ -35,8 +36,8 @@ type Encapsulated = <X25519HkdfSha256 as Kem>::EncappedKey;
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 
-/// One key of the ring; wiped when dropped.
-pub type EpochKey = Zeroizing<[u8; KEY_BYTES]>;
+/// One key of the ring.
+pub type EpochKey = Unswapped<[u8; KEY_BYTES]>;
 
 /// Why something could not be sealed or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +60,8 @@ pub enum KeyRingError {
 }
 
 /// A manager's own X25519 key, which opens the envelopes that are made for it.
-pub struct EnvelopeKey(Zeroizing<[u8; KEY_BYTES]>);
+#[derive(Clone)]
+pub struct EnvelopeKey(Unswapped<[u8; KEY_BYTES]>);
 
 impl EnvelopeKey {
     /// A key of random bytes.
@@ -67,19 +69,17 @@ impl EnvelopeKey {
     /// # Errors
     /// Where the system gives none.
     pub fn generate(entropy: &dyn Entropy) -> Result<Self, EntropyError> {
-        let mut bytes = Zeroizing::new([0; KEY_BYTES]);
-        entropy.fill(bytes.as_mut())?;
-        Ok(Self(bytes))
+        Ok(Self(Unswapped::filled(|bytes| entropy.fill(bytes))?))
     }
 
     /// A key that was kept; any 32 bytes are one (RFC 7748 §5 clamps them).
-    pub fn from_bytes(bytes: Zeroizing<[u8; KEY_BYTES]>) -> Self {
+    pub fn from_bytes(bytes: Unswapped<[u8; KEY_BYTES]>) -> Self {
         Self(bytes)
     }
 
     /// The key itself, for the key file alone.
-    pub fn expose(&self) -> &[u8; KEY_BYTES] {
-        &self.0
+    pub fn into_bytes(self) -> Unswapped<[u8; KEY_BYTES]> {
+        self.0
     }
 
     /// Its public half.
@@ -176,7 +176,7 @@ impl KeyRing {
             aad: &place(cluster, object, sealed.epoch),
         };
         let opened = self.with_epoch(cluster, sealed.epoch, |key| {
-            XChaCha20Poly1305::new(key.as_ref().into()).decrypt(XNonce::from_slice(&nonce), payload)
+            XChaCha20Poly1305::new((&**key).into()).decrypt(XNonce::from_slice(&nonce), payload)
         })?;
         opened
             .map(Zeroizing::new)
@@ -313,8 +313,7 @@ fn next_epoch(
     now_ms: i64,
     entropy: &dyn Entropy,
 ) -> Result<(EpochKey, KeyRingEpoch), KeyRingError> {
-    let mut key = Zeroizing::new([0; KEY_BYTES]);
-    entropy.fill(key.as_mut())?;
+    let key = EpochKey::filled(|key| entropy.fill(key))?;
     let envelopes = managers
         .iter()
         .map(|(node, public)| envelope(&key, cluster, epoch, *node, public, entropy))
@@ -332,7 +331,7 @@ fn seal(key: &EpochKey, place: &[u8], epoch: u32, nonce: [u8; NONCE_BYTES], plai
         msg: plaintext,
         aad: place,
     };
-    let ciphertext = XChaCha20Poly1305::new(key.as_ref().into())
+    let ciphertext = XChaCha20Poly1305::new((&**key).into())
         .encrypt(XNonce::from_slice(&nonce), payload)
         .expect("far below the cipher's bound");
     Sealed {
@@ -411,12 +410,7 @@ fn open_envelope(
     )
     .map(Zeroizing::new)
     .map_err(refused)?;
-    let mut key = Zeroizing::new([0; KEY_BYTES]);
-    if opened.len() != KEY_BYTES {
-        return Err(KeyRingError::Refused(epoch));
-    }
-    key.copy_from_slice(&opened);
-    Ok(key)
+    EpochKey::copied(&opened).ok_or(KeyRingError::Refused(epoch))
 }
 
 #[cfg(test)]
@@ -433,7 +427,7 @@ mod tests {
     }
 
     fn ring(n: u8) -> KeyRing {
-        let key = EnvelopeKey::from_bytes(Zeroizing::new([n; KEY_BYTES]));
+        let key = EnvelopeKey::from_bytes(Unswapped::new([n; KEY_BYTES]));
         KeyRing::new(node(n), key, Arc::new(SystemEntropy))
     }
 
@@ -572,7 +566,7 @@ mod tests {
 
     #[test]
     fn no_key_prints() {
-        let key = EnvelopeKey::from_bytes(Zeroizing::new([0xAB; 32]));
+        let key = EnvelopeKey::from_bytes(Unswapped::new([0xAB; 32]));
         assert_eq!(format!("{key:?}"), "EnvelopeKey(…)");
         assert!(!format!("{:?}", ring(0xAB)).contains("171"));
     }

@@ -161,6 +161,7 @@ pub fn plan(state: &State) -> Option<(Precondition, Change, &'static str)> {
 mod tests {
     use std::sync::Arc;
 
+    use bulkhead_identity::Unswapped;
     use bulkhead_identity::seam::SystemEntropy;
     use bulkhead_proto::NodeId;
     use bulkhead_proto::wire::{Kind, Node, Role, Transaction};
@@ -171,7 +172,7 @@ mod tests {
     use crate::key_ring::{self, EnvelopeKey};
 
     fn ring() -> KeyRing {
-        let key = EnvelopeKey::from_bytes(zeroize::Zeroizing::new([1; 32]));
+        let key = EnvelopeKey::from_bytes(Unswapped::new([1; 32]));
         KeyRing::new(NodeId::from_bytes([1; 16]), key, Arc::new(SystemEntropy))
     }
 

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bulkhead_identity::comeback::Challenges;
 use bulkhead_identity::seam::{Clock, Entropy as _, SystemClock, SystemEntropy};
 use bulkhead_identity::ticket::TicketSecret;
-use bulkhead_identity::{Bundle, Certificate, Credentials, Identity, Key as IdentityKey, csr, tls};
+use bulkhead_identity::{
+    Bundle, Certificate, Credentials, Identity, Key as IdentityKey, Unswapped, csr, tls,
+};
 use bulkhead_proto::wire::{
     Change, Kind, Role as WireRole, Ticket, Transaction, change::Change as Step, object::Object as Any,
 };
@@ -94,7 +96,7 @@ pub(crate) fn create(any: Any) -> Change {
 
 /// A key ring as another manager would open it.
 pub(crate) fn ring(n: u8) -> KeyRing {
-    let key = EnvelopeKey::from_bytes(Zeroizing::new([n; 32]));
+    let key = EnvelopeKey::from_bytes(Unswapped::new([n; 32]));
     KeyRing::new(NodeId::from_bytes([n; 16]), key, Arc::new(SystemEntropy))
 }
 
@@ -198,7 +200,7 @@ impl Manager {
             fs: Arc::new(RealFileSystem),
             folder: folder.path().join("raft"),
             sealing: Sealing {
-                keys: Arc::new(DataKey::new(Zeroizing::new([7; 32])).into()),
+                keys: Arc::new(DataKey::new(Unswapped::new([7; 32])).into()),
                 store: [1; 16],
                 cluster_epoch: 1,
                 member: 1,

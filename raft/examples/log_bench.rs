@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_identity::Unswapped;
 use bulkhead_raft::encryption::{DataKey, Sealing};
 use bulkhead_raft::file_system::{File, FileSystem as _, OpenMode, RealFileSystem};
 use bulkhead_raft::log_store::{LogStore, Options};
@@ -48,8 +49,7 @@ async fn main() -> io::Result<()> {
 }
 
 async fn run(folder: &Path) -> io::Result<(Figures, Figures)> {
-    let mut key = zeroize::Zeroizing::new([0; 32]);
-    SystemEntropy.fill(&mut *key).map_err(io::Error::other)?;
+    let key = Unswapped::filled(|key| SystemEntropy.fill(key)).map_err(io::Error::other)?;
     let sealing = Sealing {
         keys: Arc::new(DataKey::new(key).into()),
         store: [1; 16],

@@ -15,6 +15,8 @@ use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
+use bulkhead_identity::Unswapped;
+
 /// Bytes of a data key.
 pub const KEY_BYTES: usize = 32;
 /// Bytes of a nonce.
@@ -89,8 +91,8 @@ pub enum OpenError {
 
 /// A manager's own key for what it keeps on disk; wiped when dropped, never printed.
 pub struct DataKey {
-    key: Zeroizing<[u8; KEY_BYTES]>,
-    cipher: XChaCha20Poly1305, // wipes itself
+    key: Unswapped<[u8; KEY_BYTES]>,
+    cipher: Unswapped<XChaCha20Poly1305>,
 }
 
 impl fmt::Debug for DataKey {
@@ -101,8 +103,8 @@ impl fmt::Debug for DataKey {
 
 impl DataKey {
     /// A key of random bytes that the caller drew.
-    pub fn new(key: Zeroizing<[u8; KEY_BYTES]>) -> Self {
-        let cipher = XChaCha20Poly1305::new(key.as_ref().into());
+    pub fn new(key: Unswapped<[u8; KEY_BYTES]>) -> Self {
+        let cipher = Unswapped::new(XChaCha20Poly1305::new((&*key).into()));
         Self { key, cipher }
     }
 
@@ -252,7 +254,7 @@ mod tests {
     use super::*;
 
     fn key(byte: u8) -> DataKey {
-        DataKey::new(Zeroizing::new([byte; KEY_BYTES]))
+        DataKey::new(Unswapped::new([byte; KEY_BYTES]))
     }
 
     const PLACE: Place = Place {

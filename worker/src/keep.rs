@@ -109,7 +109,7 @@ impl Keep {
     pub fn trust(&self, roots: Vec<Vec<u8>>) -> Result<(), KeepError> {
         let bundle = Bundle::from_ders(roots)?;
         let file = self.lock();
-        let new = file.credentials.with_bundle(bundle)?;
+        let new = file.credentials.with_bundle(bundle);
         self.take_up(file, Arc::new(new))
     }
 

@@ -122,7 +122,7 @@ impl Pending {
             false => Bundle::from_ders(answer.roots)?,
         };
         keep.renew(Credentials {
-            key: Key::from_pkcs8(self.key.pkcs8())?,
+            key: self.key.clone(),
             certificate,
             chain: answer.chain,
             bundle,

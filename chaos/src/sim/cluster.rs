@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_identity::Unswapped;
 use bulkhead_proto::NodeId;
 use bulkhead_raft::encryption::{DataKey, Sealing};
 use bulkhead_raft::file_system::{Fault, SimFileSystem};
@@ -12,7 +13,6 @@ use bulkhead_raft::runtime::Blocking;
 use bulkhead_raft::{Fatal, Member, Parts, Reconciled, Replica, Timing};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use zeroize::Zeroizing;
 
 use super::Plan;
 use super::dice::Dice;
@@ -172,7 +172,7 @@ impl Cluster {
             fs: Arc::new(machine.disk.clone()),
             folder: FOLDER.into(),
             sealing: Sealing {
-                keys: Arc::new(DataKey::new(Zeroizing::new([7; 32])).into()),
+                keys: Arc::new(DataKey::new(Unswapped::new([7; 32])).into()),
                 store: [id.to_le_bytes()[0]; 16],
                 cluster_epoch: 1,
                 member: id,

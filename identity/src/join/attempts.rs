@@ -73,7 +73,7 @@ impl Attempts {
             Some(attempt) => attempt,
             None => Attempt::new(wish)?,
         };
-        let key = Key::from_pkcs8(attempt.key.pkcs8()).map_err(|_| JoinError::Entropy)?;
+        let key = attempt.key.clone();
         Ok((key, last.insert(attempt).request_id))
     }
 

@@ -14,7 +14,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::CertificateDer;
 
 use crate::Credentials;
 
@@ -51,9 +51,7 @@ pub(crate) fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::Wa
 
 /// The key with the certificates that `protocol` shows.
 pub(crate) fn presented(credentials: &Credentials, protocol: &[u8]) -> Arc<CertifiedKey> {
-    let pkcs8 = PrivateKeyDer::Pkcs8(credentials.key.pkcs8().into());
-    let key = rustls::crypto::ring::sign::any_ecdsa_type(&pkcs8).expect("a `Key` is a P-256 key");
     let chain = credentials.presented(protocol);
     let chain = chain.map(|der| CertificateDer::from(der.to_vec())).collect();
-    Arc::new(CertifiedKey::new(chain, key))
+    Arc::new(CertifiedKey::new(chain, Arc::new(credentials.key.clone())))
 }

@@ -202,11 +202,10 @@ fn unchanged(secret: &Secret) -> Precondition {
 
 #[cfg(test)]
 mod tests {
-    use bulkhead_identity::Authority;
     use bulkhead_identity::seam::SystemEntropy;
+    use bulkhead_identity::{Authority, Unswapped};
     use bulkhead_proto::wire::{Node, Role, Transaction};
     use bulkhead_proto::{ClusterId, NodeId};
-    use zeroize::Zeroizing;
 
     use super::*;
     use crate::key_ring::{EnvelopeKey, begin};
@@ -215,7 +214,7 @@ mod tests {
     const NOW: i64 = 1_700_000_000_000;
 
     fn ring(n: u8) -> KeyRing {
-        let key = EnvelopeKey::from_bytes(Zeroizing::new([n; 32]));
+        let key = EnvelopeKey::from_bytes(Unswapped::new([n; 32]));
         KeyRing::new(NodeId::from_bytes([n; 16]), key, Arc::new(SystemEntropy))
     }
 

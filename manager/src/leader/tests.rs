@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use bulkhead_identity::Unswapped;
 use bulkhead_identity::seam::{Entropy as _, SystemEntropy};
 use bulkhead_proto::wire::{
     Availability, Change, Cluster, ForwardResponse, Node, ServiceSpec, Task, TaskObserved, TaskState,
@@ -19,7 +20,6 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
-use zeroize::Zeroizing;
 
 use super::*;
 use crate::orchestrator::{Stored, revision};
@@ -78,7 +78,7 @@ impl Cell {
             fs: Arc::new(RealFileSystem),
             folder: folder.path().join("raft"),
             sealing: Sealing {
-                keys: Arc::new(DataKey::new(Zeroizing::new([7; 32])).into()),
+                keys: Arc::new(DataKey::new(Unswapped::new([7; 32])).into()),
                 store: [1; 16],
                 cluster_epoch: 1,
                 member: 1,

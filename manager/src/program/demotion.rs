@@ -114,7 +114,7 @@ async fn prepare(member: &Member, question: &mut Option<Question>) -> anyhow::Re
         request_id: asked.request_id.clone(),
         role: WireRole::Standby.into(),
     };
-    let key = Key::from_pkcs8(asked.key.pkcs8())?;
+    let key = asked.key.clone();
     let answer = match renewal::ask_managers(member, request).await {
         Ok(answer) => answer,
         Err(error) => {

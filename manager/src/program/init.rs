@@ -7,12 +7,11 @@ use anyhow::Context as _;
 use bulkhead_identity::join::Enrolled;
 use bulkhead_identity::seam::Entropy;
 use bulkhead_identity::store::{KeyFile, ManagerPart, StandbyPart};
-use bulkhead_identity::{Bundle, Certificate, Credentials, Key, UnlockKey, csr};
+use bulkhead_identity::{Bundle, Certificate, Credentials, Key, UnlockKey, Unswapped, csr};
 use bulkhead_proto::wire::{EnrolResponse, ManagerAddress, Role};
 use bulkhead_proto::{MemberId, NodeId, RequestId};
 use bulkhead_raft::Member as RaftMember;
 use tokio::time::timeout;
-use zeroize::Zeroizing;
 
 use super::Program;
 use super::description::describe;
@@ -89,8 +88,8 @@ pub(super) async fn init(program: &Arc<Program>, order: Order, actor: &str) -> a
             epoch: 1,
             store: random(&*machine.entropy)?,
             made: false,
-            data_key: Zeroizing::new(random(&*machine.entropy)?),
-            envelope_key: Zeroizing::new(*envelope_key.expose()),
+            data_key: Unswapped::filled(|key| machine.entropy.fill(key))?,
+            envelope_key: envelope_key.into_bytes(),
             former_data_key: None,
             listen: order.listen,
             advertise: order.advertise,
@@ -197,9 +196,9 @@ pub(super) fn new_part(
         epoch,
         store: random(&*machine.entropy).map_err(entropy)?,
         made: false,
-        data_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
+        data_key: Unswapped::filled(|key| machine.entropy.fill(key)).map_err(entropy)?,
         former_data_key: None,
-        envelope_key: Zeroizing::new(random(&*machine.entropy).map_err(entropy)?),
+        envelope_key: Unswapped::filled(|key| machine.entropy.fill(key)).map_err(entropy)?,
         listen: place.listen,
         advertise: place.advertise,
     })

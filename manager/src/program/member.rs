@@ -9,7 +9,7 @@ use bulkhead_identity::comeback::Challenges;
 use bulkhead_identity::local::LocalConnection;
 use bulkhead_identity::seam::{Clock, Entropy};
 use bulkhead_identity::store::{KeyFile, ManagerPart};
-use bulkhead_identity::{Bundle, Credentials, Identity, UnlockKey, tls};
+use bulkhead_identity::{Bundle, Credentials, Identity, UnlockKey, Unswapped, tls};
 use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::ManagerAddress;
 use bulkhead_raft::encryption::{DataKey, DataKeys, Sealing};
@@ -25,7 +25,6 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use zeroize::Zeroizing;
 
 use super::binding::Speakers;
 use super::error::ProgramError;
@@ -229,7 +228,7 @@ impl Member {
     /// Trusts these roots from now on, in the same way; key and certificate stay.
     pub(super) fn trusts(&self, bundle: Bundle) -> Result<(), ProgramError> {
         let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = keys.credentials.with_bundle(bundle)?;
+        let new = keys.credentials.with_bundle(bundle);
         self.take_up(keys, Arc::new(new))
     }
 
@@ -271,7 +270,7 @@ impl Member {
 
     /// Takes a new data key: first on disk, beside the one before, then for all that is written. One that was taken
     /// before and is not done yet stays.
-    pub(super) fn renew_data_key(&self, key: Zeroizing<[u8; 32]>) -> Result<(), ProgramError> {
+    pub(super) fn renew_data_key(&self, key: Unswapped<[u8; 32]>) -> Result<(), ProgramError> {
         if self.has_former_data_key() {
             return Ok(());
         }

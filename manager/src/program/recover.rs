@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bulkhead_identity::UnlockKey;
 use bulkhead_identity::store::KeyFile;
+use bulkhead_identity::{UnlockKey, Unswapped};
 use bulkhead_proto::wire::{Node, Raised};
 use bulkhead_proto::{Code, NodeId};
 use bulkhead_raft::log_store::OpenError;
@@ -19,7 +19,6 @@ use bulkhead_raft::runtime::Blocking;
 use bulkhead_raft::state::State;
 use tokio::time::{Instant, sleep};
 use tonic::Status;
-use zeroize::Zeroizing;
 
 use super::Program;
 use super::init::random;
@@ -135,7 +134,7 @@ async fn rebuild(machine: &Machine, order: &Order, lock: Option<&UnlockKey>) -> 
     part.member = raised.member;
     part.epoch = raised.report.epoch;
     part.store = random(&*machine.entropy)?;
-    part.data_key = Zeroizing::new(random(&*machine.entropy)?);
+    part.data_key = Unswapped::filled(|key| machine.entropy.fill(key))?;
     part.former_data_key = None;
     part.made = true;
     offline::plant(machine, part, node, raised.state).await?;

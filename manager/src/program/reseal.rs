@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use bulkhead_identity::Unswapped;
 use bulkhead_proto::wire::Node;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 use super::member::Member;
 use super::{record, trust};
@@ -72,8 +72,7 @@ fn asked(member: &Member) -> Option<u32> {
 }
 
 async fn once(member: &Member) -> anyhow::Result<()> {
-    let mut key = Zeroizing::new([0; 32]);
-    member.machine.entropy.fill(key.as_mut())?;
+    let key = Unswapped::filled(|key| member.machine.entropy.fill(key))?;
     member.renew_data_key(key)?;
     member.replica.reseal().await?;
     Ok(member.forget_data_key()?)

@@ -9,12 +9,11 @@ use anyhow::Context as _;
 use bulkhead_identity::backup::BackupError;
 use bulkhead_identity::recovery::RecoveryKey;
 use bulkhead_identity::store::{KeyFile, ManagerPart};
-use bulkhead_identity::{Bundle, Certificate, Credentials, Key, csr};
+use bulkhead_identity::{Bundle, Certificate, Credentials, Key, Unswapped, csr};
 use bulkhead_proto::wire::{EnrolResponse, Node, Raised, RestoreRequest, restore_request::Message};
 use bulkhead_proto::{Code, NodeId, Role};
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
-use zeroize::Zeroizing;
 
 use super::Program;
 use super::description::describe;
@@ -101,9 +100,8 @@ pub(super) async fn restore(
     let key = Key::generate()?;
     let public = csr::public_key(&key.csr()?)?;
     let envelope_key = EnvelopeKey::generate(&*machine.entropy)?;
-    let kept_envelope_key = Zeroizing::new(*envelope_key.expose());
     let node = NodeId::from_bytes(random(&*machine.entropy)?);
-    let ring = KeyRing::new(node, envelope_key, machine.entropy.clone()).with_keys(backup.keys);
+    let ring = KeyRing::new(node, envelope_key.clone(), machine.entropy.clone()).with_keys(backup.keys);
     let before = view::cluster(&backup.state).context("there is no cluster in the backup")?;
     let now = machine.now_ms();
     let refounded = refound::refounded(before, &ring, now)?;
@@ -177,8 +175,8 @@ pub(super) async fn restore(
         epoch: cluster.epoch,
         store: random(&*machine.entropy)?,
         made: true,
-        data_key: Zeroizing::new(random(&*machine.entropy)?),
-        envelope_key: kept_envelope_key,
+        data_key: Unswapped::filled(|key| machine.entropy.fill(key))?,
+        envelope_key: envelope_key.into_bytes(),
         former_data_key: None,
         listen: order.listen,
         advertise: order.advertise,

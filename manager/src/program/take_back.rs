@@ -8,11 +8,10 @@ use std::time::Duration;
 use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::store::KeyFile;
 use bulkhead_identity::tls::{self, Expect};
-use bulkhead_identity::{Credentials, Identity};
+use bulkhead_identity::{Credentials, Identity, Unswapped};
 use bulkhead_proto::wire::{ManagerAddress, TakeBackRequest, TakeBackResponse};
 use bulkhead_proto::{MemberId, NodeId};
 use tokio::time::{Instant, sleep, timeout};
-use zeroize::Zeroizing;
 
 use super::error::ProgramError;
 use super::init::random;
@@ -80,7 +79,7 @@ pub(super) async fn take_back(
         path: machine.store(epoch),
         source,
     })?;
-    let data_key = Zeroizing::new(random(&*machine.entropy).map_err(random_failed)?);
+    let data_key = Unswapped::filled(|key| machine.entropy.fill(key)).map_err(random_failed)?;
     if let Some(part) = &mut keys.manager {
         part.member = MemberId(taken.member_id);
         part.store = store;

@@ -1,13 +1,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bulkhead_identity::Unswapped;
 use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::RaftLogReader as _;
 use openraft::impls::leader_id_std::LeaderId;
 use openraft::storage::{IOFlushed, RaftLogStorage as _};
 use openraft::type_config::TypeConfigExt as _;
-use zeroize::Zeroizing;
 
 use super::*;
 use crate::encryption::{DataKey, KEY_BYTES};
@@ -34,7 +34,7 @@ impl Entropy for Counting {
 
 pub(crate) fn sealing() -> Sealing {
     Sealing {
-        keys: Arc::new(DataKey::new(Zeroizing::new([1; KEY_BYTES])).into()),
+        keys: Arc::new(DataKey::new(Unswapped::new([1; KEY_BYTES])).into()),
         store: [2; 16],
         cluster_epoch: 3,
         member: 4,
@@ -200,7 +200,7 @@ async fn a_folder_of_somebody_else_is_refused() {
         let refused = open_with(&fs, other).expect_err("not ours");
         assert!(matches!(refused, OpenError::Foreign { .. }), "{refused}");
     }
-    let keys = Arc::new(DataKey::new(Zeroizing::new([9; KEY_BYTES])).into());
+    let keys = Arc::new(DataKey::new(Unswapped::new([9; KEY_BYTES])).into());
     let refused = open_with(&fs, Sealing { keys, ..sealing() }).expect_err("another key");
     assert!(matches!(refused, OpenError::Key { .. }), "{refused}");
     open(&fs);

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use bulkhead_identity::Unswapped;
 use bulkhead_proto::wire::{Change, Object, Secret, Transaction, change, object};
 use bulkhead_proto::{ClusterId, NodeId};
 use bytes::Bytes;
 use prost::Message as _;
 use tonic::transport::Channel;
-use zeroize::Zeroizing;
 
 use super::*;
 use crate::encryption::{DataKey, KEY_BYTES};
@@ -34,7 +34,7 @@ fn store(fs: &SimFileSystem, folder: &str, epoch: u64, member: u64) -> Store {
         fs: Arc::new(fs.clone()),
         folder: folder.into(),
         sealing: Sealing {
-            keys: Arc::new(DataKey::new(Zeroizing::new([1; KEY_BYTES])).into()),
+            keys: Arc::new(DataKey::new(Unswapped::new([1; KEY_BYTES])).into()),
             store: [u8::try_from(epoch).expect("small"); 16],
             cluster_epoch: epoch,
             member,

@@ -11,6 +11,7 @@ fn a_secret_is_on_no_disk_in_no_log_and_in_no_program_that_did_not_need_it() {
         return;
     }
     let lab = Lab::up(3, 2);
+    keys_are_never_swapped_out(&lab);
     lab.pack("web:1");
     lab.ok("node update worker-1 --label-add place=here");
     let value = random_text();
@@ -29,6 +30,17 @@ fn a_secret_is_on_no_disk_in_no_log_and_in_no_program_that_did_not_need_it() {
     lab.ok(&format!("dev start {leader}"));
     lab.until_all_ready();
     nowhere_else(&lab, &needles);
+}
+
+/// Each program of the network has locked memory, for its keys.
+fn keys_are_never_swapped_out(lab: &Lab) {
+    for (node, program) in [("manager-1", "bulkhead-manager"), ("worker-1", "bulkhead-worker")] {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", lab.pid(node, program)));
+        let status = status.unwrap_or_else(|e| panic!("{program}: {e}"));
+        let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
+        assert_ne!(locked.map(str::trim), Some("0 kB"), "{program}");
+        assert!(locked.is_some(), "proc_pid_status(5) has it: {status}");
+    }
 }
 
 /// Random letters, from the kernel.

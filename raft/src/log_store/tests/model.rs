@@ -87,7 +87,7 @@ struct Keys {
 }
 
 fn data_key(byte: u8) -> DataKey {
-    DataKey::new(Zeroizing::new([byte; KEY_BYTES]))
+    DataKey::new(Unswapped::new([byte; KEY_BYTES]))
 }
 
 impl Keys {
