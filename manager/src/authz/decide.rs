@@ -31,8 +31,10 @@ pub enum ReplicaAge {
 pub enum Decision {
     /// The method may look at the request.
     Allowed,
-    /// No replica would allow it.
+    /// No replica would allow it, whatever the key.
     Denied,
+    /// No replica would allow it: the key is in no list, or was removed.
+    Unlisted,
     /// No replica would allow it, and the key's node has a clone.
     Clone,
     /// This replica cannot tell; another one may.
@@ -47,7 +49,7 @@ pub fn decide(method: Method, caller: Caller, key: KeyState, age: ReplicaAge) ->
     let keyless = caller == Caller::Local;
     match (method.standing(), key, age) {
         (Standing::None, _, _) => Decision::Allowed,
-        (Standing::NotRemoved, KeyState::Tombstoned, _) => Decision::Denied,
+        (Standing::NotRemoved, KeyState::Tombstoned, _) => Decision::Unlisted,
         (Standing::NotRemoved, _, _) => Decision::Allowed,
         (Standing::Listed, _, ReplicaAge::Stale) => Decision::Unavailable,
         (Standing::ListedMaybeStale, _, _) | (Standing::Listed, _, _) if keyless => Decision::Allowed,
@@ -57,7 +59,7 @@ pub fn decide(method: Method, caller: Caller, key: KeyState, age: ReplicaAge) ->
         }
         (Standing::ListedMaybeStale | Standing::Listed, KeyState::Superseded, _) => Decision::Clone,
         (Standing::ListedMaybeStale | Standing::Listed, KeyState::Listed, _) => Decision::Allowed,
-        (Standing::ListedMaybeStale | Standing::Listed, _, _) => Decision::Denied,
+        (Standing::ListedMaybeStale | Standing::Listed, _, _) => Decision::Unlisted,
     }
 }
 
@@ -129,7 +131,7 @@ mod tests {
         for age in AGES {
             let ask = |key| decide(Method::RaftAppend, Caller::Manager, key, age);
             assert_eq!(ask(KeyState::Unknown), Decision::Allowed);
-            assert_eq!(ask(KeyState::Tombstoned), Decision::Denied);
+            assert_eq!(ask(KeyState::Tombstoned), Decision::Unlisted);
             // Two managers that are put back from copies of different moments could else cost the quorum.
             assert_eq!(ask(KeyState::Superseded), Decision::Allowed);
         }
@@ -166,7 +168,7 @@ mod tests {
         let ask = |caller, key| decide(Method::ControlGetClusterStatus, caller, key, ReplicaAge::Stale);
         assert_eq!(ask(Caller::Operator, KeyState::Listed), Decision::Allowed);
         assert_eq!(ask(Caller::Operator, KeyState::Unknown), Decision::Unavailable);
-        assert_eq!(ask(Caller::Operator, KeyState::Tombstoned), Decision::Denied);
+        assert_eq!(ask(Caller::Operator, KeyState::Tombstoned), Decision::Unlisted);
         assert_eq!(ask(Caller::Local, KeyState::Unknown), Decision::Allowed);
     }
 }

@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use super::guard::Guarded;
 use super::right::Right;
-use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, rotated, stale};
+use super::{Decision, KeyState, Listing, Principal, ReplicaAge, decide, denied, rotated, stale, unlisted};
 use crate::audit::Notes;
 use crate::ca::clone::{self, Shown};
 use crate::freshness::Fresh;
@@ -151,6 +151,7 @@ impl Parts {
                     return Err(clone::refused());
                 }
                 Decision::Denied => denied(principal.caller),
+                Decision::Unlisted => unlisted(principal.caller),
                 Decision::Unavailable => stale(),
             },
             None if path.starts_with(HEALTH) && principal.caller != Caller::Anonymous => {

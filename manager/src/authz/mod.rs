@@ -132,11 +132,20 @@ pub(crate) fn stale() -> Status {
 }
 
 pub(crate) fn denied(caller: Caller) -> Status {
-    let what = format!("{caller} callers may not call this method, or this key is not listed in the cluster");
     refuse(
         Code::Denied,
         tonic::Code::PermissionDenied,
-        what,
-        "use a context whose certificate the cluster lists; see `bulkhead context ls`",
+        format!("{caller} callers may not call this method"),
+        "use a context of an operator; see `bulkhead context ls`",
+    )
+}
+
+/// No list of the cluster has the caller's key: it was removed or put into quarantine, or is of a cluster before a restore.
+pub(crate) fn unlisted(caller: Caller) -> Status {
+    refuse(
+        Code::UnknownCaller,
+        tonic::Code::PermissionDenied,
+        format!("the cluster does not list this {caller}'s key: it was removed, or has never joined"),
+        "use a context whose certificate the cluster lists (`bulkhead context ls`); a node joins again with a ticket",
     )
 }

@@ -9,7 +9,7 @@ use bulkhead_proto::{Caller, Code, KeyId, limits};
 use tokio::time::sleep;
 use tonic::Status;
 
-use super::{KeyState, Listing, denied, lost_touch, rotated};
+use super::{KeyState, Listing, lost_touch, rotated, unlisted};
 use crate::freshness::Fresh;
 use crate::refusal::refuse;
 
@@ -63,10 +63,10 @@ impl Right {
 
     /// Why a commit ended the right: the key is no longer listed, or the root of its certificate was rotated away.
     fn ended(&self) -> Option<Status> {
-        let unlisted = |(subject, key)| self.listing.of(&subject, key, self.opened_ms) != KeyState::Listed;
-        if self.key.is_some_and(unlisted) {
+        let gone = |(subject, key)| self.listing.of(&subject, key, self.opened_ms) != KeyState::Listed;
+        if self.key.is_some_and(gone) {
             tracing::info!(target: "audit", caller = %self.caller, "stream closed: its key was removed");
-            return Some(denied(self.caller));
+            return Some(unlisted(self.caller));
         }
         let certificate = self.certificate.as_ref()?;
         self.listing.is_dropped(certificate, !self.current).then(|| {

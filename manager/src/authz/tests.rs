@@ -335,7 +335,7 @@ async fn who_connects_with_a_superseded_key_is_refused_and_told_of_once() {
         let mut client = DispatcherClient::new(manager.channel(&clone));
         let refused = client.fetch_blob(asked()).await.expect_err("a clone");
         // As soon as its node is in quarantine the key is dead like all others of it.
-        let dead = n > 0 && code(&refused) == Code::Denied.as_str();
+        let dead = n > 0 && code(&refused) == Code::UnknownCaller.as_str();
         assert!(
             dead || code(&refused) == Code::SupersededKey.as_str(),
             "{refused:?}"
