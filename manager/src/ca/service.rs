@@ -16,6 +16,7 @@ use bulkhead_proto::wire::{
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, Role, limits};
 use bulkhead_raft::Replica;
 use bulkhead_raft::state::State;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::{Request, Response, Status};
 
 use super::admission::{self, Admission, Ask};
@@ -36,6 +37,9 @@ use crate::{lock, view};
 const WRONG: (u32, Duration) = (10, Duration::from_secs(6));
 /// Renewals of one node at once, and then one each this often: each is an entry of the log.
 const RENEWALS: (u32, Duration) = (5, Duration::from_secs(60));
+/// Certificates under way at once. A thousand nodes may renew in one moment: each then waits for its turn here, rather
+/// than all of them in the queue of the log, behind which this manager could not tell in time that it is fresh.
+const UNDER_WAY: usize = 64;
 /// A decision that another change overtook is made again so often.
 const ATTEMPTS: usize = 8;
 
@@ -54,6 +58,7 @@ struct Inner {
     notes: Notes,
     wrong: Limiter<IpAddr>,
     renewals: Limiter<NodeId>,
+    turns: Semaphore,
 }
 
 impl EnrolmentService {
@@ -77,6 +82,7 @@ impl EnrolmentService {
             notes,
             wrong: Limiter::new(WRONG.0, WRONG.1),
             renewals: Limiter::new(RENEWALS.0, RENEWALS.1),
+            turns: Semaphore::new(UNDER_WAY),
         }))
     }
 
@@ -120,6 +126,7 @@ impl EnrolmentService {
                 }
                 Admission::New(new) => new,
             };
+            let _turn = self.turn().await?;
             let cluster = view::cluster(&state).ok_or_else(|| no_such("there is no cluster here"))?;
             let validity = Validity::of_role(new.role, cluster, self.now());
             let signed = self
@@ -140,6 +147,15 @@ impl EnrolmentService {
             }
         }
         Err(overtaken())
+    }
+
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Status> {
+        // It is never closed.
+        self.0
+            .turns
+            .acquire()
+            .await
+            .map_err(|closed| internal("the certificate authority ends", &closed))
     }
 
     fn unlock_key(&self, state: &State) -> Result<Option<UnlockKey>, Status> {
@@ -230,6 +246,7 @@ impl EnrolmentService {
             }
             self.0.renewals.spend(node, now);
         }
+        let _turn = self.turn().await?;
         for _ in 0..ATTEMPTS {
             self.fresh()?;
             let state = self.0.replica.state();
