@@ -3,6 +3,8 @@
 mod leadership;
 mod parts;
 mod reseal;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -20,7 +22,7 @@ use openraft::storage::RaftLogStorage;
 use openraft::{ChangeMembers, ReadPolicy};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::log_store::LogStore;
 use crate::membership::{CAUGHT_UP, Facts, Step, next_step};
@@ -39,6 +41,8 @@ pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 /// Proposals under way at once. Each may hold a transaction of 1 MiB until it is committed; twice as many would let
 /// clients pin 2 GiB on a leader that lost its quorum.
 const PROPOSALS: usize = 1_024;
+/// Between looks whether all were answered.
+const SETTLE_POLL: Duration = Duration::from_millis(2);
 /// A proposal that was not answered by then is unknown to its caller.
 const PROPOSAL_WAIT: Duration = Duration::from_secs(10);
 /// A change of members that was not committed by then is left to the next call.
@@ -343,6 +347,17 @@ impl Replica {
             Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ProposeError::Unknown),
             Ok(Err(RaftError::Fatal(_))) => Err(ProposeError::Stopped),
         }
+    }
+
+    /// Waits until every proposal here has its answer, at most this long; whether it has. For a replica that is about to stop,
+    /// once it handed over: until it stops hearing the others, it learns what became of each.
+    pub async fn settled(&self, limit: Duration) -> bool {
+        let all = async {
+            while self.0.proposals.available_permits() < PROPOSALS {
+                sleep(SETTLE_POLL).await;
+            }
+        };
+        timeout(limit, all).await.is_ok()
     }
 
     /// The index that a read must have applied to see everything committed before the call. A quorum was asked.

@@ -87,6 +87,8 @@ pub struct Join {
 const JOIN_RETRY: Duration = Duration::from_secs(1);
 /// Local connections that wait to be served.
 const BACKLOG: usize = 64;
+/// How long a manager that ends waits for the answers to what was proposed here; after a hand-over it takes milliseconds.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Bytes of a file with a ticket or an unlock key.
 const TEXT_FILE_BYTES: u64 = 4_096;
 
@@ -305,6 +307,8 @@ impl Program {
             }
             if !left && !demoted && watched.replica.leadership().borrow().leading.is_some() {
                 watched.replica.hand_over(None).await;
+                // Before the others are not heard any more: a caller would otherwise wait for as long as the end takes.
+                watched.replica.settled(SETTLE).await;
             }
             tasks.end().await;
             watched.replica.shutdown().await;

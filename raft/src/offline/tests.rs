@@ -29,7 +29,7 @@ impl Dial for Alone {
     }
 }
 
-fn store(fs: &SimFileSystem, folder: &str, epoch: u64, member: u64) -> Store {
+pub(crate) fn store(fs: &SimFileSystem, folder: &str, epoch: u64, member: u64) -> Store {
     Store {
         fs: Arc::new(fs.clone()),
         folder: folder.into(),
@@ -48,14 +48,14 @@ fn store(fs: &SimFileSystem, folder: &str, epoch: u64, member: u64) -> Store {
     }
 }
 
-fn me() -> Member {
+pub(crate) fn me() -> Member {
     Member {
         node: NodeId::from_bytes([7; 16]),
         address: "127.0.0.1:7443".into(),
     }
 }
 
-async fn start(store: &Store) -> Replica {
+pub(crate) async fn start(store: &Store) -> Replica {
     try_start(store).await.expect("it starts")
 }
 
@@ -80,7 +80,7 @@ async fn try_start(store: &Store) -> Result<Replica, StartError> {
     .await
 }
 
-async fn leads(replica: &Replica) {
+pub(crate) async fn leads(replica: &Replica) {
     let mut leadership = replica.leadership();
     let leads = leadership.wait_for(|now| now.leading.is_some());
     tokio::time::timeout(PATIENCE, leads)
@@ -89,7 +89,7 @@ async fn leads(replica: &Replica) {
         .expect("it runs");
 }
 
-fn secret(n: u8) -> Bytes {
+pub(crate) fn secret(n: u8) -> Bytes {
     let secret = Secret {
         id: vec![n; 16],
         name: format!("secret-{n}"),

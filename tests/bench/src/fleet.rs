@@ -17,8 +17,9 @@ use bulkhead_proto::{Role, limits};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::client::new_id;
@@ -29,6 +30,10 @@ const JOINS: usize = 16;
 const QUEUE: usize = 64;
 /// Between two tries of a session, as a worker waits.
 const AGAIN: Duration = Duration::from_millis(200);
+/// A renewal that was put off is asked for again after this.
+const PAUSE: Duration = Duration::from_millis(5);
+/// A worker that cannot join, or renew, for so long ends the measurement.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One simulated worker.
 #[derive(Debug)]
@@ -68,24 +73,32 @@ pub(crate) async fn join_all(
 
 impl Simulated {
     async fn join(ticket: &str, manager: String, name: String) -> anyhow::Result<Self> {
-        let enrolment = Enrolment {
-            ticket: ticket.parse().context("a ticket")?,
-            addresses: vec![manager.clone()],
-            role: Role::Worker,
-            description: NodeDescription {
-                hostname: name.clone(),
-                ..Default::default()
-            },
-            advertise: String::new(),
-            listen: String::new(),
-            name,
+        let enrolment = || {
+            anyhow::Ok(Enrolment {
+                ticket: ticket.parse().context("a ticket")?,
+                addresses: vec![manager.clone()],
+                role: Role::Worker,
+                description: NodeDescription {
+                    hostname: name.clone(),
+                    ..Default::default()
+                },
+                advertise: String::new(),
+                listen: String::new(),
+                name: name.clone(),
+            })
         };
-        let (steps, mut said) = mpsc::channel(QUEUE);
         let (attempts, clock) = (Attempts::default(), SystemClock::start());
-        let joined = Box::pin(join::enrol(enrolment, &attempts, &clock, steps));
-        let told = async { while said.recv().await.is_some() {} };
-        let (joined, ()) = tokio::join!(joined, told);
-        let joined = joined.context("a simulated worker did not join")?;
+        let end = Instant::now() + PATIENCE;
+        let joined = loop {
+            let (steps, mut said) = mpsc::channel(QUEUE);
+            let joined = Box::pin(join::enrol(enrolment()?, &attempts, &clock, steps));
+            let told = async { while said.recv().await.is_some() {} };
+            match tokio::join!(joined, told).0 {
+                // As a program does that joins by itself.
+                Err(_) if Instant::now() < end => sleep(AGAIN).await,
+                joined => break joined.context("a simulated worker did not join")?,
+            }
+        };
         let identity = Identity::new(Arc::new(joined.credentials))?;
         let (stands, seen) = watch::channel(false);
         let work = tokio::spawn(attend(identity.clone(), manager.clone(), stands));
@@ -185,15 +198,28 @@ async fn follow(
     Ok(true)
 }
 
-/// A new key and certificate.
-pub(crate) async fn renew(identity: &Identity, client: &mut DispatcherClient<Channel>) -> anyhow::Result<()> {
+/// A new key and certificate; how often a manager put it off.
+pub(crate) async fn renew(
+    identity: &Identity,
+    client: &mut DispatcherClient<Channel>,
+) -> anyhow::Result<usize> {
     let key = Key::generate()?;
     let request = RenewRequest {
         csr: key.csr()?,
         request_id: new_id()?,
         ..Default::default()
     };
-    let answer = client.renew(request).await?.into_inner();
+    let (end, mut put_off) = (Instant::now() + PATIENCE, 0);
+    let answer = loop {
+        match client.renew(request.clone()).await {
+            Ok(answer) => break answer.into_inner(),
+            Err(status) if status.code() == Code::Unavailable && Instant::now() < end => {
+                put_off += 1;
+                sleep(PAUSE).await;
+            }
+            Err(status) => return Err(status).context("a simulated worker was not certified anew"),
+        }
+    };
     let credentials = Credentials {
         key,
         certificate: Certificate::from_der(&answer.certificate)?,
@@ -203,5 +229,6 @@ pub(crate) async fn renew(identity: &Identity, client: &mut DispatcherClient<Cha
     if credentials.certificate.subject() != identity.subject() {
         bail!("a certificate of another node");
     }
-    Ok(identity.replace(Arc::new(credentials))?)
+    identity.replace(Arc::new(credentials))?;
+    Ok(put_off)
 }

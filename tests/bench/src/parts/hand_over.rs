@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bulkhead_proto::wire::Role;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tonic::Status;
 
 use super::Bench;
 use crate::client::{Control, create, secret};
@@ -79,10 +81,10 @@ async fn write(mut control: Control, over: Arc<AtomicBool>) -> anyhow::Result<Ve
         let write = secret(vec![0xA5; 1_024])?;
         let end = Instant::now() + TRY;
         // As a client would: what was put off is sent again, and is the same write.
-        while !matches!(timeout(TRY, create(&mut control, write.clone())).await, Ok(Ok(_))) {
+        while let Some(why) = refusal(timeout(TRY, create(&mut control, write.clone())).await) {
             anyhow::ensure!(
                 Instant::now() < end,
-                "a write was not acknowledged within {} s",
+                "a write was not acknowledged within {} s: {why}",
                 TRY.as_secs()
             );
             sleep(Duration::from_millis(5)).await;
@@ -90,4 +92,13 @@ async fn write(mut control: Control, over: Arc<AtomicBool>) -> anyhow::Result<Ve
         acknowledged.push(Instant::now());
     }
     Ok(acknowledged)
+}
+
+/// Why a write was not acknowledged; nothing: it was.
+fn refusal<T>(answer: Result<Result<T, Status>, Elapsed>) -> Option<String> {
+    match answer {
+        Ok(Ok(_)) => None,
+        Ok(Err(status)) => Some(format!("{:?}: {}", status.code(), status.message())),
+        Err(elapsed) => Some(elapsed.to_string()),
+    }
 }
