@@ -19,6 +19,9 @@ use std::{collections::VecDeque, time::Duration};
 /// that is cut off; halving it makes one lost answer in a row of three visible to callers.
 pub const FRESH_FOR: Duration = bulkhead_proto::limits::FRESHNESS;
 
+/// A gap in freshness is looked back at for so long: an election takes less.
+const LOOK_BACK: Duration = Duration::from_secs(5);
+
 /// Answers waiting to be applied. Questions go out each 150 ms, so no more than four can still count; the rest is slack.
 const WAITING_MAX: usize = 8;
 
@@ -28,6 +31,8 @@ pub struct Freshness {
     applied: u64,
     confirmed_sent_at: Option<Duration>,
     waiting: VecDeque<Answer>,
+    /// The last time without freshness: when it was over, and how long it lasted.
+    gap: Option<(Duration, Duration)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,14 +68,30 @@ impl Freshness {
         self.fresh_until().is_some_and(|until| now < until)
     }
 
+    /// How long the replica has not been fresh, or was not until a moment ago. It is for ever before it first was: what the
+    /// others did meanwhile is not known.
+    pub fn silence(&self, now: Duration) -> Duration {
+        match (self.fresh_until(), self.gap) {
+            (None, _) => Duration::MAX,
+            (Some(until), _) if until <= now => now - until,
+            (Some(_), Some((over, lasted))) if now.saturating_sub(over) <= LOOK_BACK => lasted,
+            (Some(_), _) => Duration::ZERO,
+        }
+    }
+
     fn confirm(&mut self) {
         let applied = self.applied;
         let reached = self.waiting.iter().filter(|answer| answer.read_index <= applied);
+        let Some(sent_at) = reached.map(|answer| answer.sent_at).max() else {
+            return;
+        };
+        match self.fresh_until() {
+            None => self.gap = Some((sent_at, Duration::MAX)),
+            Some(until) if until < sent_at => self.gap = Some((sent_at, sent_at - until)),
+            Some(_) => {}
+        }
         // `max`: answers may arrive out of order, and an older one must not take time away.
-        self.confirmed_sent_at = reached
-            .map(|answer| answer.sent_at)
-            .max()
-            .max(self.confirmed_sent_at);
+        self.confirmed_sent_at = self.confirmed_sent_at.max(Some(sent_at));
         self.waiting.retain(|answer| answer.read_index > applied);
     }
 }
@@ -122,6 +143,34 @@ mod tests {
         freshness.answered(ms(250), 0);
         freshness.answered(ms(100), 0);
         assert_eq!(freshness.fresh_until(), Some(ms(750)));
+    }
+
+    #[test]
+    fn a_silence_is_remembered_for_a_moment_after_it_was_over() {
+        let mut freshness = Freshness::default();
+        assert_eq!(freshness.silence(ms(10)), Duration::MAX);
+        freshness.answered(ms(100), 0);
+        assert_eq!(
+            freshness.silence(ms(200)),
+            Duration::MAX,
+            "what was before it began"
+        );
+        assert_eq!(
+            freshness.silence(ms(100) + LOOK_BACK + ms(1)),
+            LOOK_BACK - FRESH_FOR + ms(1)
+        );
+        freshness.answered(ms(500), 0);
+        freshness.answered(ms(9_000), 0);
+        freshness.answered(ms(9_150), 0);
+        assert_eq!(
+            freshness.silence(ms(9_200)),
+            ms(8_000),
+            "from 1,000 on nobody answered"
+        );
+        for n in 1..40 {
+            freshness.answered(ms(9_150 + n * 150), 0);
+        }
+        assert_eq!(freshness.silence(ms(15_100)), Duration::ZERO);
     }
 
     #[test]

@@ -54,6 +54,15 @@ impl Fresh {
         now.saturating_sub(state.fresh_until().unwrap_or_default())
     }
 
+    /// How long the cluster decided nothing that this manager heard of, before a moment ago or until now; for ever where it
+    /// has just begun to hear.
+    pub fn silence(&self) -> Duration {
+        let now = self.clock.monotonic();
+        let mut state = self.lock();
+        state.applied(self.replica.index());
+        state.silence(now)
+    }
+
     /// Whether this manager leads with a clock that is off the others': then it judges no expiry while it hands over.
     pub fn clock_is_off(&self) -> bool {
         is_off(self.clocks.own_ahead_ms(self.clock.monotonic()))

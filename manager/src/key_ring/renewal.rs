@@ -17,6 +17,10 @@ use crate::view;
 /// certificate that it is out; it looks several times a second, for some seconds.
 pub(super) const DEPARTURE: Duration = Duration::from_secs(5);
 
+/// As [`DEPARTURE`], after a restore or a recovery: workers that were without a manager come back by the root that they
+/// know, before another one follows.
+pub(super) const RAISED: Duration = limits::WORKER_RETURN.saturating_add(DEPARTURE);
+
 /// What is to be done about the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
@@ -49,7 +53,12 @@ pub(super) fn due(state: &State, now_ms: i64) -> Option<Due> {
     }
     let age = Duration::from_millis(u64::try_from(now_ms.saturating_sub(newest.created_at)).unwrap_or(0));
     // A manager that missed the last rotation would not find back after another: it comes first.
-    let exposed = rotation::is_exposed(cluster) && cluster.rotation.is_none() && age >= DEPARTURE;
+    let wait = if cluster.return_until > now_ms {
+        RAISED
+    } else {
+        DEPARTURE
+    };
+    let exposed = rotation::is_exposed(cluster) && cluster.rotation.is_none() && age >= wait;
     if exposed && rotation::behind(state).is_none() {
         return Some(Due::Root);
     }

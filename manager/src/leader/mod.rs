@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_identity::seam::Clock;
-use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::{NodeStatus, RejectionCode, Role, event, object::Object as Any};
+use bulkhead_proto::{NodeId, limits};
 use bulkhead_raft::Replica;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub use batch::{Batch, pack};
 pub use signs::Signs;
 
+use crate::freshness::Fresh;
 use crate::orchestrator::liveness::{Liveness, Verdict};
 use crate::orchestrator::{self, Plan};
 use crate::proposer::{ProposeError, Proposer};
@@ -41,6 +42,7 @@ pub async fn run(
     proposer: Proposer,
     signs: Signs,
     clock: Arc<dyn Clock>,
+    fresh: Fresh,
     stop: CancellationToken,
 ) {
     let mut leadership = replica.leadership();
@@ -55,6 +57,7 @@ pub async fn run(
                         proposer: &proposer,
                         signs: &signs,
                         clock: &*clock,
+                        fresh: &fresh,
                         term,
                     };
                     leader.run().await;
@@ -77,6 +80,7 @@ struct Leader<'a> {
     proposer: &'a Proposer,
     signs: &'a Signs,
     clock: &'a dyn Clock,
+    fresh: &'a Fresh,
     term: u64,
 }
 
@@ -88,7 +92,9 @@ impl Leader<'_> {
     async fn run(&self) {
         let mut applied = self.replica.applied();
         let mut seen = self.replica.index();
-        let mut liveness = Liveness::of_new_leader(self.ready_workers(), self.clock.monotonic());
+        // Streams end so long after a manager went stale: a longer silence means that no worker has a session.
+        let served = self.fresh.silence() <= limits::STREAM_GRACE;
+        let mut liveness = Liveness::of_new_leader(self.ready_workers(), self.clock.monotonic(), served);
         let mut frozen = false;
         let mut judge = interval(JUDGE_EVERY);
         judge.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn own_signs_and_reports_count_alike() {
         let signs = Signs::default();
-        let mut liveness = Liveness::of_new_leader([], at(0));
+        let mut liveness = Liveness::of_new_leader([], at(0), true);
         signs.heard(id(1), at(0));
         signs.reported(7, [(id(2), Duration::from_millis(500))], at(500));
         assert_eq!(signs.alive(at(2_499)), [id(1), id(2)].into());
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn the_workers_of_a_silent_reporter_get_time_once() {
         let signs = Signs::default();
-        let mut liveness = Liveness::of_new_leader([], at(0));
+        let mut liveness = Liveness::of_new_leader([], at(0), true);
         signs.reported(7, [(id(2), Duration::ZERO)], at(0));
         assert_eq!(down(&signs, &mut liveness, 999), []);
         assert_eq!(down(&signs, &mut liveness, 1_000), []); // extended to 3,000
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn an_announced_silence_is_waited_for() {
         let signs = Signs::default();
-        let mut liveness = Liveness::of_new_leader([], at(0));
+        let mut liveness = Liveness::of_new_leader([], at(0), true);
         signs.heard(id(1), at(0));
         signs.grace(id(1), Duration::from_secs(10), at(0));
         assert_eq!(down(&signs, &mut liveness, 0), []);

@@ -114,6 +114,7 @@ impl Cell {
             proposer.clone(),
             signs.clone(),
             clock.clone(),
+            Fresh::new(replica.clone(), clock.clone()),
             stop.clone(),
         ));
         let cell = Self {

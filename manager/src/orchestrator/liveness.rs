@@ -23,6 +23,10 @@ const FREEZE_ABOVE_PERCENT: usize = 20;
 #[derive(Debug)]
 pub struct Liveness {
     deadlines: BTreeMap<NodeId, Duration>,
+    /// Workers that this leader has not heard of yet.
+    awaited: BTreeSet<NodeId>,
+    /// Until then others may still report on workers to the leader before.
+    known_by: Duration,
 }
 
 /// What the leader should write.
@@ -42,11 +46,19 @@ pub enum Verdict {
 }
 
 impl Liveness {
-    /// The state of a leader that was just elected. `live` are the workers that the record does not call down.
-    pub fn of_new_leader(live: impl IntoIterator<Item = NodeId>, now: Duration) -> Self {
-        let deadline = now + limits::WORKER_LIVENESS + limits::LIVENESS_EXTENSION;
+    /// The state of a leader that was just elected. `live` are the workers that the record does not call down. Where the
+    /// cluster served nobody before, they lost their sessions with every manager and need time to find one again.
+    pub fn of_new_leader(live: impl IntoIterator<Item = NodeId>, now: Duration, served: bool) -> Self {
+        let known_by = now + limits::WORKER_LIVENESS + limits::LIVENESS_EXTENSION;
+        let deadline = match served {
+            true => known_by,
+            false => now + limits::WORKER_RETURN,
+        };
+        let deadlines: BTreeMap<NodeId, Duration> = live.into_iter().map(|node| (node, deadline)).collect();
         Self {
-            deadlines: live.into_iter().map(|node| (node, deadline)).collect(),
+            awaited: deadlines.keys().copied().collect(),
+            deadlines,
+            known_by,
         }
     }
 
@@ -57,6 +69,11 @@ impl Liveness {
         // An age beyond our clock's own zero says nothing that "now, at the earliest" would not.
         let deadline = (now + limits::WORKER_LIVENESS).saturating_sub(age);
         if deadline <= now {
+            return;
+        }
+        if self.awaited.remove(&node) {
+            // It is back: what it was given to find a manager is over.
+            self.deadlines.insert(node, deadline.max(self.known_by));
             return;
         }
         let known = self.deadlines.entry(node).or_insert(deadline);
@@ -86,6 +103,7 @@ impl Liveness {
     /// Forgets whoever does not pass: nodes that were removed, or that are called down and are still silent.
     pub fn retain(&mut self, mut expected: impl FnMut(NodeId) -> bool) {
         self.deadlines.retain(|node, _| expected(*node));
+        self.awaited.retain(|node| self.deadlines.contains_key(node));
     }
 
     /// Who is down at `now`. Changes nothing: a verdict whose commit failed is simply reached again; after the
@@ -126,7 +144,7 @@ mod tests {
 
     /// `count` workers that were all heard at the start, by a leader elected long before.
     fn heard(count: u8) -> Liveness {
-        let mut liveness = Liveness::of_new_leader([], Duration::ZERO);
+        let mut liveness = Liveness::of_new_leader([], Duration::ZERO, true);
         (0..count).for_each(|number| liveness.heard(id(number), Duration::ZERO, START));
         liveness
     }
@@ -178,9 +196,20 @@ mod tests {
 
     #[test]
     fn a_new_leader_waits_longer() {
-        let liveness = Liveness::of_new_leader([id(0)], START);
+        let liveness = Liveness::of_new_leader([id(0)], START, true);
         check(&liveness, 4_499, &[]);
         check(&liveness, 4_500, &[0]);
+    }
+
+    /// A worker that could not reach any manager for minutes tries each in turn, seconds apart.
+    #[test]
+    fn where_nobody_was_served_workers_have_time_to_find_a_manager_and_then_none_to_be_silent() {
+        let mut liveness = Liveness::of_new_leader([id(0), id(1)], START, false);
+        check(&liveness, 19_999, &[]);
+        liveness.heard(id(0), Duration::ZERO, millis(3_000));
+        check(&liveness, 5_499, &[]);
+        check(&liveness, 5_500, &[0]);
+        check(&liveness, 20_000, &[0, 1]);
     }
 
     #[test]

@@ -493,6 +493,7 @@ impl Member {
                 proposer.clone(),
                 signs,
                 clock.clone(),
+                fresh.clone(),
                 stop.clone(),
             ),
         );

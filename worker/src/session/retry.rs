@@ -1,13 +1,14 @@
 //! Which manager to try next, and when. Pure but for its own random source.
 
+use bulkhead_proto::limits;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::time::Duration;
 
 /// The longest first wait: a worker whose manager died is back at another one long before it counts as down.
 const FIRST: Duration = Duration::from_millis(150);
-/// The longest wait.
-const LONGEST: Duration = Duration::from_secs(5);
+/// The longest wait, between two rounds.
+const LONGEST: Duration = limits::WORKER_RETRY;
 
 /// Takes the managers in turn, and waits longer with each vain round.
 #[derive(Debug)]
@@ -35,11 +36,18 @@ impl Retry {
         managers.get(at).map(String::as_str)
     }
 
-    /// How long to wait after a session ended, or after one could not begin. Doubles only once every manager was tried.
+    /// How long to wait after a session ended, or after one could not begin. It grows only between rounds: a manager that is
+    /// back is found in the next one, however many others are gone.
     pub(super) fn wait(&mut self, worked: bool, managers: usize) -> Duration {
         self.failures = if worked { 0 } else { self.failures + 1 };
-        let rounds = u32::try_from(self.failures / managers.max(1)).unwrap_or(u32::MAX);
-        let longest = FIRST.saturating_mul(2u32.saturating_pow(rounds)).min(LONGEST);
+        let managers = managers.max(1);
+        let longest = match self.failures % managers {
+            0 => {
+                let rounds = u32::try_from(self.failures / managers).unwrap_or(u32::MAX);
+                FIRST.saturating_mul(2u32.saturating_pow(rounds)).min(LONGEST)
+            }
+            _ => FIRST,
+        };
         longest.mul_f64(self.random.random_range(0.5..=1.0))
     }
 }
@@ -64,9 +72,12 @@ mod tests {
             let mut retry = Retry::new(seed);
             let first: Vec<_> = (0..2).map(|_| retry.wait(false, 3)).collect();
             assert!(first.iter().all(|wait| *wait <= FIRST), "{first:?}");
-            assert!((0..60).map(|_| retry.wait(false, 3)).all(|wait| wait <= LONGEST));
-            assert!(retry.wait(false, 3) >= LONGEST / 2);
-            assert!(retry.wait(true, 3) <= Duration::from_millis(200));
+            let many: Vec<_> = (0..61).map(|_| retry.wait(false, 3)).collect();
+            assert!(many.iter().all(|wait| *wait <= LONGEST), "{many:?}");
+            // From the wait that ends a round on: a long one, then the others at once.
+            assert!(many[60] >= LONGEST / 2, "{many:?}");
+            assert!(many[58..60].iter().all(|wait| *wait <= FIRST), "{many:?}");
+            assert!(retry.wait(true, 3) <= FIRST);
         }
     }
 }
