@@ -9,6 +9,7 @@ pub mod file_system;
 pub mod log_store;
 mod membership;
 pub mod offline;
+pub mod planted;
 mod replica;
 pub mod runtime;
 pub use bulkhead_identity::seam;

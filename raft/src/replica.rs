@@ -26,6 +26,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::log_store::LogStore;
 use crate::membership::{CAUGHT_UP, Facts, Step, next_step};
+use crate::planted::{Bug, planted};
 use crate::runtime::{Runtime, seeded};
 use crate::state::{Compacted, State};
 use crate::state_machine::{Keeper, StateMachine, View};
@@ -338,12 +339,19 @@ impl Replica {
         let _slot = self.0.proposals.try_acquire().map_err(|_| ProposeError::Busy)?;
         let write = self.0.raft.client_write(Command(transaction));
         match timeout(PROPOSAL_WAIT, write).await {
+            Ok(Ok(written)) if planted(Bug::CallsMadeRefused) && written.data.0.index.is_multiple_of(61) => {
+                Err(ProposeError::Busy)
+            }
             Ok(Ok(written)) => Ok(written.data.0),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(leader)))) => {
                 Err(ProposeError::NotLeader {
                     leader: leader.leader_id,
                 })
             }
+            Ok(Err(RaftError::APIError(_))) | Err(_) if planted(Bug::CallsUnknownMade) => Ok(Outcome {
+                index: self.index(),
+                rejection: None,
+            }),
             Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ProposeError::Unknown),
             Ok(Err(RaftError::Fatal(_))) => Err(ProposeError::Stopped),
         }
@@ -365,8 +373,12 @@ impl Replica {
     /// # Errors
     /// [`ReadError`].
     pub async fn read_index(&self) -> Result<u64, ReadError> {
+        if planted(Bug::ReadsWithoutQuorum) && self.members().leader == Some(self.0.member) {
+            return Ok(self.index());
+        }
         let asked = self.0.raft.get_read_log_id(ReadPolicy::ReadIndex);
         match timeout(limits::FRESHNESS, asked).await {
+            Ok(Ok((read, _))) if planted(Bug::ReadsTooOld) => Ok(read.index().saturating_sub(3)),
             Ok(Ok((read, _))) => Ok(read.index()),
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(leader)))) => {
                 Err(ReadError::NotLeader {

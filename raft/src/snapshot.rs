@@ -14,6 +14,7 @@ use crate::file_system::{File, FileSystem, OpenMode};
 use crate::log_store::frame::{self, ChainHash, FrameError, HEADER_BYTES, RECORD_BYTES};
 use crate::log_store::record::{self, Input, RecordError};
 use crate::log_store::sealed;
+use crate::planted::{Bug, planted};
 use crate::seam::Entropy;
 use crate::state::{Decoder, State, chunks};
 use crate::state_machine::{SnapshotMeta, Snapshots};
@@ -93,7 +94,9 @@ impl SnapshotFile {
         }
         let frames = writer.next;
         writer.frame(&frames.to_le_bytes())?;
-        writer.file.sync_data()?;
+        if !planted(Bug::SnapshotBeforeFlush) {
+            writer.file.sync_data()?;
+        }
         Ok(writer.offset)
     }
 }
@@ -112,7 +115,9 @@ impl Snapshots for SnapshotFile {
         }
         let bytes = written?;
         self.fs.rename(&new, &self.folder.join(NAME))?;
-        self.fs.sync_directory(&self.folder)?;
+        if !planted(Bug::SkipsFolderFlush) {
+            self.fs.sync_directory(&self.folder)?;
+        }
         Ok(bytes)
     }
 
@@ -122,6 +127,9 @@ impl Snapshots for SnapshotFile {
     /// The disk's own, or [`Damaged`] as [`io::ErrorKind::InvalidData`].
     fn load(&self) -> io::Result<Option<(SnapshotMeta, State, u64)>> {
         let path = self.folder.join(NAME);
+        if planted(Bug::SkipsLoadingSnapshot) {
+            return Ok(None);
+        }
         let file = match self.fs.open(&path, OpenMode::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -14,6 +14,7 @@ use openraft::storage::{ApplyResponder, EntryResponder};
 use openraft::{EntryPayload, RaftSnapshotBuilder, storage::RaftStateMachine};
 use tokio::sync::watch;
 
+use crate::planted::{Bug, planted};
 use crate::runtime::Blocking;
 use crate::state::{Applied, Compacted, EventRing, State};
 use crate::{Answer, LogId, StoredMembership, TypeConfig};
@@ -276,6 +277,12 @@ impl StateMachine {
         let (index, term) = (log_id.index, log_id.committed_leader_id().term);
         let applied = match entry.payload {
             // An entry that this program does not understand stops the replica: what it would do next could differ.
+            EntryPayload::Normal(_) if planted(Bug::AppliesDifferently) && self.since.entries % 50 == 7 => {
+                self.skip(index)
+            }
+            EntryPayload::Normal(_) if planted(Bug::SkipsEntry) && index.is_multiple_of(97) => {
+                self.skip(index)
+            }
             EntryPayload::Normal(command) => self
                 .state
                 .apply(index, term, &command.0)
@@ -377,7 +384,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 "the snapshot's state is not at the index that it claims",
             ));
         }
-        self.keeper.save(meta.clone(), state.clone()).await?;
+        if !planted(Bug::SkipsSavingSnapshot) {
+            self.keeper.save(meta.clone(), state.clone()).await?;
+        }
         self.last = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.since = Since::default();

@@ -20,6 +20,7 @@ use super::view::{Budget, Extent, FrameRef, OrderError, Source, View};
 use super::{Durable, Flushing, Options, WriteError, frame, sealed};
 use crate::encryption::{RecordKind, Sealing};
 use crate::file_system::File;
+use crate::planted::{Bug, planted};
 use crate::type_config::{Entry, LogId, TypeConfig, Vote};
 
 /// A batch takes no more entries past this many bytes. Doubling it doubles the longest flush; halving it costs
@@ -85,13 +86,17 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) fn vote(&mut self, vote: Vote) -> Result<(), OrderError> {
         self.view.set_vote(vote);
-        record::put_vote_op(&mut self.open.buffer, &vote);
+        if !planted(Bug::ForgetsVote) {
+            record::put_vote_op(&mut self.open.buffer, &vote);
+        }
         Ok(())
     }
 
     pub(super) fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), OrderError> {
         self.view.truncate_after(last)?;
-        record::put_truncate(&mut self.open.buffer, last.as_ref());
+        if !planted(Bug::ForgetsTruncation) {
+            record::put_truncate(&mut self.open.buffer, last.as_ref());
+        }
         self.open.extent.truncate(last.map_or(0, |last| last.index + 1));
         Ok(())
     }
@@ -127,6 +132,10 @@ impl Queue {
 
     /// Waits for the frame that holds the newest change.
     fn wait(&mut self, waiting: Waiting) {
+        if planted(Bug::AcknowledgesBeforeFlush) {
+            self.open.urgent = true;
+            return tell(vec![waiting], || Ok(()));
+        }
         match self.full.back_mut() {
             Some((batch, _)) if self.open.is_empty() => batch.waiting.push(waiting),
             _ => {
@@ -376,6 +385,7 @@ impl Shared {
         let mut queue = lock(&self.queue);
         queue.writing = None;
         let (told, failed) = match result {
+            Err(_) if planted(Bug::IgnoresFailedFlush) => (None, None),
             Ok(written) => {
                 note(&self.durable, &after);
                 queue.written(content.extent, &written);

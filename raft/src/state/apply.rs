@@ -12,6 +12,7 @@ use bulkhead_proto::wire::{
 use prost::Message as _;
 
 use super::{Key, State, audit, object};
+use crate::planted::{Bug, planted};
 
 /// The highest command level that this program applies.
 pub const LEVEL: u32 = 1;
@@ -273,6 +274,9 @@ impl Run<'_> {
     /// it would create must be there too: a request id comes from outside, and another transaction under a known one
     /// (a second node on a used-up ticket) must not pass for done. A ticket proves nothing, since others use it.
     fn is_retry(&self) -> bool {
+        if planted(Bug::RepeatsRequest) {
+            return false;
+        }
         let request = &self.transaction.request_id;
         let mut wrote = false;
         for change in &self.transaction.changes {
@@ -305,6 +309,7 @@ impl Run<'_> {
             .get(key)
             .map(|it| object::meta(it).map_or(0, |meta| meta.version));
         let holds = match wanted {
+            Some(Some(_)) if planted(Bug::IgnoresPrecondition) => version.is_some(),
             Some(Some(wanted)) => version == Some(wanted),
             Some(None) => version.is_some(),
             None => version.is_none(),
