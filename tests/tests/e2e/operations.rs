@@ -247,7 +247,7 @@ fn a_worker_is_cut_off(lab: &Lab) {
     lab.run(&format!("node quarantine -y {node}")).says("it held: db");
     eventually("its stream is closed and it is refused", || {
         let log = &lab.log(&node)[log..];
-        log.contains("not listed in the cluster")
+        log.contains("does not list this worker's key")
             .then_some(())
             .ok_or(log.to_owned())
     });
