@@ -10,7 +10,7 @@ PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-la
 # Named one by one: built together with the simulator, they would have its features too, like a clock that can be paused.
 PACKAGES := -p bulkhead-manager -p bulkhead-probe -p bulkhead-cli -p bulkhead-worker -p bulkhead-launcher
 
-.PHONY: all setup test test-interop test-rotation demo compose-image compose-test lint bench bench-log clean
+.PHONY: all setup test test-interop test-rotation chaos planted demo compose-image compose-test lint bench bench-log clean
 
 all: setup
 	cargo build --release --locked $(PACKAGES) --bins
@@ -43,6 +43,17 @@ bench: all
 test-rotation: setup
 	cargo build --locked --workspace --bins
 	cargo test --locked -p bulkhead-tests --test rotations -- --ignored --nocapture
+
+# The simulated cluster on SEEDS seeds, in an optimised program of its own; the report is in chaos-report/.
+SEEDS ?= 2000
+chaos: setup
+	cargo build --release --locked -p bulkhead-chaos
+	"$(TARGET_DIR)/$(HOST)/release/bulkhead-chaos" sim --seeds $(SEEDS)
+
+# Bugs that are switched on, one at a time: each has to be found, and by how many seeds.
+planted: setup
+	cargo build --locked --workspace --bins --features bulkhead-chaos/planted --target-dir "$(TARGET_DIR)/planted"
+	"$(TARGET_DIR)/planted/$(HOST)/debug/bulkhead-chaos" planted
 
 # Images of other tools; they come from Debian, through apt when root.
 test-interop: setup

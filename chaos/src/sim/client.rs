@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use super::cluster::Live;
 use super::dice::Dice;
 use super::record::{Id, Record};
+use crate::rules::Rule;
 
 /// The objects that conditional writes contend for.
 const REGISTERS: u64 = 2;
@@ -106,7 +107,18 @@ impl Client {
         self.written += 1;
         let id = id(self.number, self.written);
         let bytes = transaction(id, Vec::new(), Step::Create(secret(id, 0)));
-        let asked = replica.propose(bytes).await;
+        let mut asked = replica.propose(bytes.clone()).await;
+        // As a client whose answer was lost: the same request again, which must not count twice.
+        let again = self.dice.percent(5);
+        if again && (asked.is_ok() || asked == Err(ProposeError::Unknown)) {
+            sleep(self.dice.micros(1_000, 50_000)).await;
+            self.record.count(|counts| counts.repeats += 1);
+            asked = match (asked, replica.propose(bytes).await) {
+                // The first answer stands where the second does not say more.
+                (first, Err(_)) => first,
+                (_, second) => second,
+            };
+        }
         let told = (self.number, self.written);
         match asked {
             Ok(Outcome {
@@ -120,7 +132,7 @@ impl Client {
             // Nobody else creates it.
             Ok(outcome) => self
                 .record
-                .violation(format_args!("write {told:?} got {outcome:?}")),
+                .violation(Rule::OneSuccessor, format_args!("write {told:?} got {outcome:?}")),
             Err(ProposeError::Unknown | ProposeError::Stopped) => {
                 self.record.count(|counts| counts.unknown += 1);
             }

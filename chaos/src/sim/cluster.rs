@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep};
 use super::Plan;
 use super::dice::Dice;
 use super::network::{End, Port, Switch};
-use super::record::Record;
+use super::record::{Record, What};
+use crate::rules::Rule;
 
 /// The folder of log and snapshot on each disk.
 const FOLDER: &str = "/raft";
@@ -132,15 +133,18 @@ impl Cluster {
         }
         let Some(first) = self.live.get(1) else { return };
         if let Err(error) = first.initialise(member(1)).await {
-            return self.record.violation(format_args!("no cluster: {error}"));
+            return self
+                .record
+                .violation(Rule::ServesAgain, format_args!("no cluster: {error}"));
         }
         let desired: BTreeSet<u64> = (1..=self.plan.members).collect();
         let late = Instant::now() + Duration::from_secs(30);
         while first.members().voters != desired {
             if Instant::now() > late {
-                return self
-                    .record
-                    .violation(format_args!("not all became voters: {:?}", first.members()));
+                return self.record.violation(
+                    Rule::ServesAgain,
+                    format_args!("not all became voters: {:?}", first.members()),
+                );
             }
             for id in 2..=self.plan.members {
                 if let Err(error) = first.add_learner(id, member(id)).await {
@@ -202,6 +206,7 @@ impl Cluster {
                 self.switch.plug(end, replica.raft().clone());
                 self.live.insert(end, replica.clone());
                 self.record.note(format_args!("m{id} runs"));
+                self.record.event(What::Runs { member: id });
                 let watchers = self.watch(end, &replica);
                 if let Some(machine) = self.machines.get_mut(&id) {
                     machine.running = Some((replica, watchers));
@@ -210,8 +215,10 @@ impl Cluster {
             Err(error) => {
                 let chain = std::iter::successors(std::error::Error::source(&error), |it| it.source());
                 let why: Vec<String> = chain.map(ToString::to_string).collect();
-                self.record
-                    .violation(format_args!("m{id} does not start: {error} {why:?}"));
+                self.record.violation(
+                    Rule::StartsAgain,
+                    format_args!("m{id} does not start: {error} {why:?}"),
+                );
             }
         }
     }
@@ -231,8 +238,9 @@ impl Cluster {
                 let leading = seen.leadership().borrow().leading;
                 if leads != leading {
                     leads = leading;
-                    if let Some(term) = leading {
-                        record.leads(id, term);
+                    match leading {
+                        Some(term) => record.leads(id, term),
+                        None => record.event(What::Follows { member: id }),
                     }
                 }
                 sleep(Duration::from_millis(1)).await;
@@ -246,7 +254,7 @@ impl Cluster {
         );
         let end_of = tokio::spawn(async move {
             match seen.stopped().await {
-                Fatal::Panicked => record.violation(format_args!("m{id}: consensus panicked")),
+                Fatal::Panicked => record.violation(Rule::NoPanic, format_args!("m{id}: consensus panicked")),
                 Fatal::Store(why) => {
                     record.count(|counts| counts.disk_failures += 1);
                     record.note(format_args!("m{id} stopped: {why}"));
@@ -254,6 +262,7 @@ impl Cluster {
                 Fatal::Stopped => {}
             }
             // As its program does: it ends.
+            record.event(What::Ends { member: id });
             switch.unplug(end);
             live.remove(end);
         });
@@ -277,6 +286,7 @@ impl Cluster {
             Ending::PowerLost => machine.disk.crash(&mut |count| dice.below(count)),
         }
         if let Some((replica, watchers)) = machine.running.take() {
+            self.record.event(What::Ends { member: id });
             for watcher in watchers {
                 watcher.abort();
             }

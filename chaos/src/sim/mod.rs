@@ -11,24 +11,29 @@ mod nemesis;
 mod network;
 mod record;
 pub mod rotation;
+pub mod shrink;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::rules::Rule;
 use client::Client;
 use cluster::Cluster;
 use dice::Dice;
 use nemesis::{Nemesis, heal};
 use record::Record;
-pub use record::{Counts, Report};
+pub use record::{Counts, Event, Fault, Report, What};
 
 /// What a run is like. [`Plan::of`] derives one from a seed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     /// Decides everything.
     pub seed: u64,
@@ -46,6 +51,8 @@ pub struct Plan {
     pub flush_micros: u64,
     /// Whether anything goes wrong; without, it is load alone.
     pub faults: bool,
+    /// Strikes that are left out, by their numbers: for the shortest run that still fails.
+    pub without: BTreeSet<u32>,
     /// Whether each message on the network is recorded, too.
     pub every_message: bool,
 }
@@ -63,6 +70,7 @@ impl Plan {
             keep: 20,
             flush_micros: if dice.percent(20) { 30_000 } else { 3_000 },
             faults: true,
+            without: BTreeSet::new(),
             every_message: false,
         }
     }
@@ -114,14 +122,11 @@ fn clients(plan: &Plan, cluster: &Cluster, record: &Record) -> Vec<JoinHandle<()
 
 /// Things go wrong.
 async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
-    let nemesis = Nemesis {
-        dice: Dice::new(plan.seed, 5),
-        record: record.clone(),
-        members: plan.members,
-    };
+    let mut nemesis = Nemesis::new(plan, record.clone());
+    let pauses = Dice::new(plan.seed, 5);
     let over = Instant::now() + plan.trouble;
     while Instant::now() < over && !record.violated() {
-        sleep(nemesis.dice.micros(50_000, 700_000)).await;
+        sleep(pauses.micros(50_000, 700_000)).await;
         if plan.faults {
             nemesis.strike(cluster).await;
         }
@@ -132,6 +137,7 @@ async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
 async fn recover(plan: &Plan, cluster: &mut Cluster, record: &Record) {
     heal(cluster, plan.members);
     record.note("all is well again");
+    record.event(What::AllIsWell);
     for id in cluster.down() {
         cluster.restart(id).await;
     }
@@ -159,9 +165,10 @@ async fn recover(plan: &Plan, cluster: &mut Cluster, record: &Record) {
             .into_iter()
             .filter_map(|id| Some((id, cluster.live.get(id)?.members())))
             .collect();
-        record.violation(format_args!(
-            "no write was served after everything healed: {members:?}"
-        ));
+        record.violation(
+            Rule::ServesAgain,
+            format_args!("no write was served after everything healed: {members:?}"),
+        );
     }
 }
 
@@ -188,7 +195,10 @@ async fn agree(cluster: &Cluster, record: &Record) {
             .iter()
             .map(|it| (it.member(), it.index(), it.members()))
             .collect();
-        return record.violation(format_args!("the replicas did not come to one state: {at:?}"));
+        return record.violation(
+            Rule::Converges,
+            format_args!("the replicas did not come to one state: {at:?}"),
+        );
     };
     for (replica, state) in replicas.iter().zip(states) {
         record.state(replica.member(), &state);

@@ -1,92 +1,105 @@
 //! What goes wrong, in a seeded order.
 
-use bulkhead_raft::file_system::Fault;
+use bulkhead_raft::file_system::Fault as DiskFault;
 
+use super::Plan;
 use super::cluster::{Cluster, Ending};
 use super::dice::Dice;
 use super::network::{CALM, Weather};
-use super::record::Record;
-
-/// One thing that goes wrong, or right again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Move {
-    Split,
-    IsolateLeader,
-    OneWay,
-    Heal,
-    Kill,
-    KillLeader,
-    PowerLoss,
-    PowerLossOfAll,
-    Restart,
-    Storm,
-    DiskError,
-    DiskFull,
-    HandOver,
-}
+use super::record::{Fault, Record, What};
 
 /// Healing and restarting are listed more often, or the cluster would mostly stand still.
-const MOVES: &[Move] = &[
-    Move::Split,
-    Move::IsolateLeader,
-    Move::OneWay,
-    Move::Heal,
-    Move::Heal,
-    Move::Heal,
-    Move::Kill,
-    Move::KillLeader,
-    Move::KillLeader,
-    Move::PowerLoss,
-    Move::PowerLoss,
-    Move::PowerLossOfAll,
-    Move::Restart,
-    Move::Restart,
-    Move::Restart,
-    Move::Restart,
-    Move::Storm,
-    Move::DiskError,
-    Move::DiskFull,
-    Move::HandOver,
+const FAULTS: &[Fault] = &[
+    Fault::Split,
+    Fault::IsolateLeader,
+    Fault::OneWay,
+    Fault::Heal,
+    Fault::Heal,
+    Fault::Heal,
+    Fault::Kill,
+    Fault::KillLeader,
+    Fault::KillLeader,
+    Fault::PowerLoss,
+    Fault::PowerLoss,
+    Fault::PowerLossOfAll,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Storm,
+    Fault::DiskError,
+    Fault::DiskFull,
+    Fault::HandOver,
 ];
 
+/// The dice of strikes are those of parts from here on.
+const FIRST_PART: u64 = 100_000;
+
+/// Strikes at a cluster. Each strike has dice of its own, so that leaving one out changes no other.
 pub(super) struct Nemesis {
-    pub(super) dice: Dice,
-    pub(super) record: Record,
-    pub(super) members: u64,
+    plan: Plan,
+    record: Record,
+    strikes: u32,
 }
 
 impl Nemesis {
-    pub(super) async fn strike(&self, cluster: &mut Cluster) {
-        let Some(what) = self.dice.pick(MOVES) else { return };
-        self.record.note(format_args!("{what:?}"));
+    pub(super) fn new(plan: &Plan, record: Record) -> Self {
+        Self {
+            plan: plan.clone(),
+            record,
+            strikes: 0,
+        }
+    }
+
+    pub(super) fn members(&self) -> u64 {
+        self.plan.members
+    }
+
+    pub(super) async fn strike(&mut self, cluster: &mut Cluster) {
+        self.strikes += 1;
+        if self.plan.without.contains(&self.strikes) {
+            return;
+        }
+        let dice = Dice::new(self.plan.seed, FIRST_PART + u64::from(self.strikes));
+        let Some(fault) = dice.pick(FAULTS) else { return };
         let leader = cluster.live.leader().map(|(member, _)| member);
-        let anybody = self.dice.pick(&cluster.live.members());
-        match what {
-            Move::Split => self.split(cluster, |_, dice| dice.percent(50)),
-            Move::IsolateLeader => self.split(cluster, |id, _| Some(id) == leader),
-            Move::OneWay => {
-                let deaf = anybody.unwrap_or(1);
+        let anybody = dice.pick(&cluster.live.members());
+        let member = match fault {
+            Fault::IsolateLeader | Fault::KillLeader | Fault::HandOver => leader,
+            Fault::OneWay | Fault::Kill | Fault::PowerLoss | Fault::DiskError | Fault::DiskFull => anybody,
+            Fault::Split | Fault::Heal | Fault::PowerLossOfAll | Fault::Restart | Fault::Storm => None,
+        };
+        self.record.note(format_args!("{fault:?}"));
+        self.record.event(What::Strike {
+            number: self.strikes,
+            fault,
+            member,
+        });
+        match fault {
+            Fault::Split => self.split(cluster, |_| dice.percent(50)),
+            Fault::IsolateLeader => self.split(cluster, |id| Some(id) == member),
+            Fault::OneWay => {
+                let deaf = member.unwrap_or(1);
                 self.record.count(|counts| counts.partitions += 1);
-                cluster.switch.cut((1..=self.members).map(|id| (id, deaf)));
+                cluster.switch.cut((1..=self.plan.members).map(|id| (id, deaf)));
             }
-            Move::Heal => heal(cluster, self.members),
-            Move::Kill => self.end(cluster, anybody, Ending::Killed).await,
-            Move::KillLeader => self.end(cluster, leader, Ending::Killed).await,
-            Move::PowerLoss => self.end(cluster, anybody, Ending::PowerLost).await,
-            Move::PowerLossOfAll => {
+            Fault::Heal => heal(cluster, self.plan.members),
+            Fault::Kill | Fault::KillLeader => self.end(cluster, member, Ending::Killed).await,
+            Fault::PowerLoss => self.end(cluster, member, Ending::PowerLost).await,
+            Fault::PowerLossOfAll => {
                 for id in cluster.live.members() {
                     self.end(cluster, Some(id), Ending::PowerLost).await;
                 }
-                self.restart(cluster).await; // together, as a site does
+                restart(cluster).await; // together, as a site does
             }
-            Move::Restart => self.restart(cluster).await,
-            Move::Storm => cluster.switch.set_weather(Weather {
+            Fault::Restart => restart(cluster).await,
+            Fault::Storm => cluster.switch.set_weather(Weather {
                 delay: (1_000, 60_000),
                 loss: 5,
             }),
-            Move::DiskError => self.fault(cluster, anybody, Fault::WriteError),
-            Move::DiskFull => self.fault(cluster, anybody, Fault::Full),
-            Move::HandOver => {
+            Fault::DiskError => self.disk(cluster, member, DiskFault::WriteError),
+            Fault::DiskFull => self.disk(cluster, member, DiskFault::Full),
+            Fault::HandOver => {
                 if let Some((_, replica)) = cluster.live.leader() {
                     self.record.count(|counts| counts.hand_overs += 1);
                     replica.hand_over(None).await;
@@ -96,8 +109,8 @@ impl Nemesis {
     }
 
     /// Two sides that do not hear each other.
-    fn split(&self, cluster: &Cluster, side: impl Fn(u64, &Dice) -> bool) {
-        let sides: Vec<(u64, bool)> = (1..=self.members).map(|id| (id, side(id, &self.dice))).collect();
+    fn split(&self, cluster: &Cluster, side: impl Fn(u64) -> bool) {
+        let sides: Vec<(u64, bool)> = (1..=self.plan.members).map(|id| (id, side(id))).collect();
         let across = |from: &(u64, bool)| {
             let from = *from;
             sides
@@ -120,16 +133,16 @@ impl Nemesis {
         cluster.stop(id, how).await;
     }
 
-    pub(super) async fn restart(&self, cluster: &mut Cluster) {
-        for id in cluster.down() {
-            cluster.restart(id).await;
-        }
-    }
-
-    fn fault(&self, cluster: &Cluster, id: Option<u64>, fault: Fault) {
+    fn disk(&self, cluster: &Cluster, id: Option<u64>, fault: DiskFault) {
         let Some(id) = id else { return };
         self.record.note(format_args!("m{id}: {fault:?}"));
         cluster.set_fault(id, fault);
+    }
+}
+
+async fn restart(cluster: &mut Cluster) {
+    for id in cluster.down() {
+        cluster.restart(id).await;
     }
 }
 
@@ -138,6 +151,6 @@ pub(super) fn heal(cluster: &Cluster, members: u64) {
     cluster.switch.cut([]);
     cluster.switch.set_weather(CALM);
     for id in 1..=members {
-        cluster.set_fault(id, Fault::None);
+        cluster.set_fault(id, DiskFault::None);
     }
 }

@@ -1,9 +1,7 @@
 //! What happened in a run, and what must never happen.
 //!
 //! Every event goes into a digest, so that two runs of one seed can be compared, and into lines for whoever reads a
-//! failure. The rules: an acknowledged write is never lost; what was surely refused never appears; replicas at one
-//! index have one state; a term has one leader; of one version there is one successor; a read sees what was
-//! acknowledged before it began; consensus never panics.
+//! failure, and some of it into events for the picture.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,11 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_proto::wire::Kind;
 use bulkhead_raft::state::{Key, State};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
+use crate::rules::{Rule, Violation};
+
 /// How often what was tried; a run or a set of runs that tried too little proves nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
     /// Writes that were acknowledged.
     pub accepted: u64,
@@ -27,6 +28,8 @@ pub struct Counts {
     pub reads: u64,
     /// Conditional writes that won.
     pub swaps: u64,
+    /// Writes that were sent again although they may have been made.
+    pub repeats: u64,
     /// Programs killed.
     pub kills: u64,
     /// Power losses, each of one machine.
@@ -51,6 +54,7 @@ impl Counts {
         self.unknown += other.unknown;
         self.reads += other.reads;
         self.swaps += other.swaps;
+        self.repeats += other.repeats;
         self.kills += other.kills;
         self.power_losses += other.power_losses;
         self.disk_failures += other.disk_failures;
@@ -69,11 +73,96 @@ pub struct Report {
     /// SHA-256 of everything that happened, as hex: equal for two runs of one seed.
     pub digest: String,
     /// Rules that were broken; empty is good.
-    pub violations: Vec<String>,
+    pub violations: Vec<Violation>,
     /// What was tried.
     pub counts: Counts,
     /// What happened, in order.
     pub lines: Vec<String>,
+    /// What of it a picture shows, in order.
+    pub events: Vec<Event>,
+    /// Simulated time from beginning to end, in microseconds.
+    pub elapsed_us: u64,
+}
+
+/// Something that happened, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Event {
+    /// Microseconds since the run began.
+    pub at_us: u64,
+    /// What.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum What {
+    /// A member's program runs.
+    Runs {
+        /// Which member.
+        member: u64,
+    },
+    /// It does not run any more.
+    Ends {
+        /// Which member.
+        member: u64,
+    },
+    /// A member acts as the leader.
+    Leads {
+        /// Which member.
+        member: u64,
+        /// Of which term.
+        term: u64,
+    },
+    /// It does so no more.
+    Follows {
+        /// Which member.
+        member: u64,
+    },
+    /// The nemesis struck.
+    Strike {
+        /// The number of the strike in its run, from 1.
+        number: u32,
+        /// What it did.
+        fault: Fault,
+        /// To whom; nobody: to the network, or to all.
+        member: Option<u64>,
+    },
+    /// Every fault was taken back.
+    AllIsWell,
+}
+
+/// A kind of fault, or its end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// Two sides that do not hear each other.
+    Split,
+    /// The leader on one side alone.
+    IsolateLeader,
+    /// One member is not heard by others, and hears them.
+    OneWay,
+    /// Network and disks work again.
+    Heal,
+    /// A program is killed.
+    Kill,
+    /// The leader's is.
+    KillLeader,
+    /// A machine loses power: what was not flushed is gone, in any part.
+    PowerLoss,
+    /// All do at once.
+    PowerLossOfAll,
+    /// Whoever is down starts again.
+    Restart,
+    /// The network is slow, and loses some.
+    Storm,
+    /// A disk fails each write.
+    DiskError,
+    /// A disk is full.
+    DiskFull,
+    /// The leader is asked to hand over.
+    HandOver,
 }
 
 impl Report {
@@ -84,7 +173,11 @@ impl Report {
             "seed {} broke {} rules:\n{}\n--- the last lines of {}:\n{}",
             self.seed,
             self.violations.len(),
-            self.violations.join("\n"),
+            self.violations
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("\n"),
             self.lines.len(),
             self.lines[from..].join("\n")
         )
@@ -102,7 +195,8 @@ struct Inner {
     start: Instant,
     hash: Sha256,
     lines: Vec<String>,
-    violations: Vec<String>,
+    events: Vec<Event>,
+    violations: Vec<Violation>,
     counts: Counts,
     digests: BTreeMap<u64, [u8; 32]>,
     leaders: BTreeMap<u64, u64>,
@@ -137,6 +231,7 @@ impl Record {
             start: Instant::now(),
             hash: Sha256::new(),
             lines: Vec::new(),
+            events: Vec::new(),
             violations: Vec::new(),
             counts: Counts::default(),
             digests: BTreeMap::new(),
@@ -165,9 +260,14 @@ impl Record {
         }
     }
 
+    /// Something happened that a picture shows.
+    pub(super) fn event(&self, what: What) {
+        self.inner().event(what);
+    }
+
     /// A rule was broken.
-    pub(super) fn violation(&self, what: impl fmt::Display) {
-        self.inner().violation(what);
+    pub(super) fn violation(&self, rule: Rule, what: impl fmt::Display) {
+        self.inner().violation(rule, what);
     }
 
     pub(super) fn count(&self, count: impl FnOnce(&mut Counts)) {
@@ -188,7 +288,10 @@ impl Record {
             inner.hash.update(digest);
         }
         if known != digest {
-            inner.violation(format_args!("m{member} at index {index} has another state"));
+            inner.violation(
+                Rule::OneStatePerIndex,
+                format_args!("m{member} at index {index} has another state"),
+            );
         }
     }
 
@@ -198,10 +301,12 @@ impl Record {
         let first = *inner.leaders.entry(term).or_insert(member);
         inner.counts.terms = inner.leaders.len() as u64;
         inner.note(format_args!("m{member} leads term {term}"));
+        inner.event(What::Leads { member, term });
         if first != member {
-            inner.violation(format_args!(
-                "term {term} has two leaders: m{first} and m{member}"
-            ));
+            inner.violation(
+                Rule::OneLeaderPerTerm,
+                format_args!("term {term} has two leaders: m{first} and m{member}"),
+            );
         }
     }
 
@@ -233,9 +338,12 @@ impl Record {
         inner.counts.reads += 1;
         let Some((id, index)) = newest else { return };
         if read_index < index || state.get(secret(id)).is_none() {
-            inner.violation(format_args!(
-                "a read at m{member} with index {read_index} missed the write acknowledged at {index}"
-            ));
+            inner.violation(
+                Rule::FreshReads,
+                format_args!(
+                    "a read at m{member} with index {read_index} missed the write acknowledged at {index}"
+                ),
+            );
         }
     }
 
@@ -244,7 +352,10 @@ impl Record {
         let mut inner = self.inner();
         inner.counts.swaps += 1;
         if !inner.swaps.insert((id, version)) {
-            inner.violation(format_args!("two conditional writes on version {version} won"));
+            inner.violation(
+                Rule::OneSuccessor,
+                format_args!("two conditional writes on version {version} won"),
+            );
         }
     }
 
@@ -258,10 +369,16 @@ impl Record {
         let lost = lost.map(|(_, index)| *index);
         let ghost = inner.refused.iter().any(|id| state.get(secret(*id)).is_some());
         if let Some(index) = lost {
-            inner.violation(format_args!("m{member} lost the write acknowledged at {index}"));
+            inner.violation(
+                Rule::AcknowledgedIsKept,
+                format_args!("m{member} lost the write acknowledged at {index}"),
+            );
         }
         if ghost {
-            inner.violation(format_args!("m{member} has a write that was refused"));
+            inner.violation(
+                Rule::RefusedNeverAppears,
+                format_args!("m{member} has a write that was refused"),
+            );
         }
     }
 
@@ -275,19 +392,34 @@ impl Record {
             violations: inner.violations.clone(),
             counts: inner.counts,
             lines: std::mem::take(&mut inner.lines),
+            events: std::mem::take(&mut inner.events),
+            elapsed_us: inner.now_us(),
         }
     }
 }
 
 impl Inner {
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
     fn note(&mut self, what: impl fmt::Display) {
-        let line = format!("{:>9} µs  {what}", self.start.elapsed().as_micros());
+        let line = format!("{:>9} µs  {what}", self.now_us());
         self.hash.update(line.as_bytes());
         self.lines.push(line);
     }
 
-    fn violation(&mut self, what: impl fmt::Display) {
+    fn event(&mut self, what: What) {
+        let at_us = self.now_us();
+        self.events.push(Event { at_us, what });
+    }
+
+    fn violation(&mut self, rule: Rule, what: impl fmt::Display) {
         self.note(format_args!("VIOLATION: {what}"));
-        self.violations.push(what.to_string());
+        self.violations.push(Violation {
+            rule,
+            at_us: self.now_us(),
+            evidence: what.to_string(),
+        });
     }
 }

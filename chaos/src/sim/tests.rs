@@ -1,9 +1,10 @@
 //! Runs of many seeds, and the rules of the record itself.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::sweep::{coverage, sweep};
 use super::{Counts, Plan, rotation, run};
+use crate::report::Covered;
 
 /// Seeds of an ordinary test run; `BULKHEAD_SEEDS=from..to` runs others.
 const SEEDS: u64 = 200;
@@ -22,61 +23,21 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn no_seed_breaks_a_rule_and_together_they_try_every_fault() {
-    let (seeds, total) = (seeds(), Mutex::new(Counts::default()));
-    let next = AtomicU64::new(seeds.start);
-    let failures = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(4) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    let report = run(Plan::of(seed));
-                    total.lock().expect("nobody panics").add(&report.counts);
-                    if !report.violations.is_empty() {
-                        eprintln!("{}", report.explain());
-                        failures.lock().expect("nobody panics").push(seed);
-                    }
-                }
-            });
-        }
-    });
-    let failures = failures.into_inner().expect("nobody panics");
-    assert!(failures.is_empty(), "seeds failed: {failures:?}");
-    let total = total.into_inner().expect("nobody panics");
-    println!("{total:?}");
-    // A set of runs without its faults proves nothing.
+    let seeds = seeds();
     let runs = seeds.end - seeds.start;
-    let Counts {
-        accepted,
-        refused,
-        unknown,
-        reads,
-        swaps,
-        kills,
-        power_losses,
-        disk_failures,
-        partitions,
-        snapshots_sent,
-        hand_overs,
-        terms,
-    } = total;
-    for (what, count, least) in [
-        ("acknowledged writes", accepted, 20 * runs),
-        ("refused writes", refused, runs / 2),
-        ("unknown writes", unknown, runs / 4),
-        ("reads", reads, runs / 2),
-        ("conditional writes", swaps, 2 * runs),
-        ("kills", kills, runs / 2),
-        ("power losses", power_losses, runs / 2),
-        ("disk failures", disk_failures, runs / 20),
-        ("partitions", partitions, runs / 2),
-        ("snapshots sent", snapshots_sent, runs / 20),
-        ("hand-overs", hand_overs, runs / 10),
-        ("terms", terms, 2 * runs),
-    ] {
+    let (mut total, mut failures) = (Counts::default(), Vec::new());
+    let jobs = std::thread::available_parallelism().map_or(2, usize::from).min(4);
+    sweep(seeds, jobs, |report| {
+        total.add(&report.counts);
+        if !report.violations.is_empty() {
+            eprintln!("{}", report.explain());
+            failures.push(report.seed);
+        }
+        true
+    });
+    assert!(failures.is_empty(), "seeds failed: {failures:?}");
+    println!("{total:?}");
+    for Covered { what, count, least } in coverage(&total, runs) {
         assert!(count >= least, "{what}: {count}, wanted {least}");
     }
 }

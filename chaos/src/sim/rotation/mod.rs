@@ -36,6 +36,7 @@ use super::cluster::{Cluster, Ending};
 use super::dice::Dice;
 use super::nemesis::{Nemesis, heal};
 use super::record::{Record, Report};
+use crate::rules::Rule;
 
 /// Workers of a run.
 const FAKES: u64 = 3;
@@ -98,11 +99,7 @@ async fn simulate(seed: u64, rotations: u64) -> (Report, Tally) {
     found(&world, seed).await;
     let actors = actors(&world, seed);
     let mut course = Course {
-        nemesis: Nemesis {
-            dice: Dice::new(seed, 5),
-            record: record.clone(),
-            members: plan.members,
-        },
+        nemesis: Nemesis::new(&plan, record.clone()),
         dice: Dice::new(seed, 41),
         world: world.clone(),
         cluster,
@@ -231,7 +228,9 @@ async fn found(world: &World, seed: u64) {
     }
     let outcome = world.propose(1, 0, Vec::new(), changes).await;
     if outcome.is_none_or(|it| it.rejection.is_some()) {
-        world.record.violation("there is no cluster object");
+        world
+            .record
+            .violation(Rule::RotationEnds, "there is no cluster object");
     }
 }
 
@@ -275,16 +274,18 @@ impl Course {
             cluster.rotation.is_none().then(|| cluster.clone())
         });
         match ended.await {
-            None => self.world.record.violation(format_args!(
-                "the rotation did not end by its deadline: {absent:?}"
-            )),
+            None => self.world.record.violation(
+                Rule::RotationEnds,
+                format_args!("the rotation did not end by its deadline: {absent:?}"),
+            ),
             Some(cluster) => {
                 self.world.record.note("the rotation ended");
                 let roots = bulkhead_manager::ca::roots(&cluster);
                 if roots != [root] {
-                    self.world
-                        .record
-                        .violation(format_args!("it ended with {} roots, or another", roots.len()));
+                    self.world.record.violation(
+                        Rule::RotationEnds,
+                        format_args!("it ended with {} roots, or another", roots.len()),
+                    );
                 }
             }
         }
@@ -343,9 +344,10 @@ impl Course {
                 .iter()
                 .flat_map(|state| view::nodes(state).map(|it| format!("{} {:?}", it.name, it.status())))
                 .collect();
-            self.world
-                .record
-                .violation(format_args!("not everyone came back: {stands:?}"));
+            self.world.record.violation(
+                Rule::EveryoneComesBack,
+                format_args!("not everyone came back: {stands:?}"),
+            );
         }
         !self.world.record.violated()
     }
@@ -375,7 +377,9 @@ impl Course {
             }
             sleep(Duration::from_millis(50)).await;
         }
-        self.world.record.violation("no rotation begins");
+        self.world
+            .record
+            .violation(Rule::RotationEnds, "no rotation begins");
         None
     }
 
@@ -436,7 +440,7 @@ impl Course {
 
     /// All is well again, but for who is absent.
     async fn heal(&mut self, absent: Absent) {
-        heal(&self.cluster, self.nemesis.members);
+        heal(&self.cluster, self.nemesis.members());
         for number in self.world.numbers() {
             self.world.switch.freeze(number, false);
             if number >= WORKERS {

@@ -24,6 +24,7 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Tally;
+use crate::rules::Rule;
 use crate::sim::cluster::Live;
 use crate::sim::dice::Dice;
 use crate::sim::network::Switch;
@@ -320,24 +321,24 @@ impl World {
                 .iter()
                 .filter(|other| other.1 == Role::Manager && other.0 != *caller);
             for (manager, _, also_current, also_through) in managers {
-                let broken = |rule: &str| {
+                let broken = |rule: Rule, why: &str| {
                     let (phase, issuer) = (
                         cluster.rotation.as_ref().map(|it| it.phase()),
                         trust::issuer(cluster).root,
                     );
                     let issuer = &self.root_id(issuer)[..2];
-                    self.record.violation(format_args!(
-                        "n{caller} and n{manager} do not believe each other, and {rule}: {phase:?}, root {issuer:02x?}"
+                    self.record.violation(rule, format_args!(
+                        "n{caller} and n{manager} do not believe each other, and {why}: {phase:?}, root {issuer:02x?}"
                     ));
                 };
                 if *role == Role::Manager && !self.meets(*caller, *manager, false) {
-                    broken("both are managers");
+                    broken(Rule::ManagersMeet, "both are managers");
                 }
                 if *current && *also_current && !self.meets(*caller, *manager, true) {
-                    broken("both are current");
+                    broken(Rule::CurrentNodesMeet, "both are current");
                 }
                 if *through && *also_through && !self.meets(*caller, *manager, true) {
-                    broken("both are through");
+                    broken(Rule::CurrentNodesMeet, "both are through");
                 }
             }
         }
@@ -362,9 +363,10 @@ impl World {
             for (name, key) in fresh {
                 let certificate = Certificate::from_der(&key.certificate).expect("our own");
                 if bundle.issuer_of(&certificate).is_none() {
-                    self.record.violation(format_args!(
-                        "a certificate of a dropped root was committed for {name}"
-                    ));
+                    self.record.violation(
+                        Rule::NothingOfADroppedRoot,
+                        format_args!("a certificate of a dropped root was committed for {name}"),
+                    );
                 }
             }
         }
@@ -381,8 +383,10 @@ impl World {
             );
             let opened = sealed.and_then(|sealed| self.ring(manager).open(cluster, place, sealed).ok());
             if opened.is_none_or(|pkcs8| Authority::from_parts(root, &pkcs8).is_err()) {
-                self.record
-                    .violation(format_args!("the issuing root's key does not open at n{manager}"));
+                self.record.violation(
+                    Rule::RootKeyOpens,
+                    format_args!("the issuing root's key does not open at n{manager}"),
+                );
             }
         }
     }

@@ -1,0 +1,62 @@
+//! `bulkhead-chaos planted`: switches one bug on after the other, and counts the seeds that it takes to find it.
+
+use std::io::Write;
+
+use bulkhead_raft::planted::{Bug, plant};
+
+use crate::report::Verdict;
+use crate::sim::sweep::sweep;
+
+/// Looks for each bug, or for one, with at most so many seeds.
+///
+/// # Errors
+/// Where `out` cannot be written.
+pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyhow::Result<Verdict> {
+    // What panics is looked for; each would else print a backtrace.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut taken = Vec::new();
+    let mut missed = 0;
+    for bug in bugs {
+        plant(Some(*bug));
+        let (mut first, mut rule) = (None, None);
+        sweep(0..seeds, jobs, |report| {
+            let found = report.violations.first();
+            if let Some(violation) = found
+                && first.is_none_or(|seed| report.seed < seed)
+            {
+                (first, rule) = (Some(report.seed), Some(violation.rule));
+            }
+            found.is_none()
+        });
+        plant(None);
+        match (first, rule) {
+            (Some(seed), Some(rule)) => {
+                taken.push(seed + 1);
+                writeln!(
+                    out,
+                    "{:<28} found by seed {seed}: {}",
+                    format!("{bug:?}"),
+                    rule.says()
+                )?;
+            }
+            _ => {
+                missed += 1;
+                writeln!(out, "{:<28} NOT FOUND by {seeds} seeds", format!("{bug:?}"))?;
+            }
+        }
+    }
+    taken.sort_unstable();
+    if let Some(median) = taken.get(taken.len() / 2) {
+        writeln!(
+            out,
+            "{} of {} found; median {median} seeds",
+            taken.len(),
+            bugs.len()
+        )?;
+    }
+    Ok(if missed == 0 {
+        Verdict::Pass
+    } else {
+        Verdict::Violation
+    })
+}

@@ -1,0 +1,111 @@
+//! What must never happen in a cluster, and what must happen once all is well.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// One rule. A run says of each whether it held, was broken, or was not put to the test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rule {
+    /// An acknowledged write is never lost, whatever loses power.
+    AcknowledgedIsKept,
+    /// What was surely refused never appears.
+    RefusedNeverAppears,
+    /// Replicas at one index have one state.
+    OneStatePerIndex,
+    /// A term has one leader.
+    OneLeaderPerTerm,
+    /// Of one version of an object there is one successor; a write of one's own is refused for no reason of others.
+    OneSuccessor,
+    /// A read sees what was acknowledged before it began.
+    FreshReads,
+    /// Consensus does not panic.
+    NoPanic,
+    /// A program starts again on what its disk holds after any crash.
+    StartsAgain,
+    /// Once all is well a write is served within ten seconds.
+    ServesAgain,
+    /// Once all is well the replicas come to one state.
+    Converges,
+    /// Managers believe each other over Raft, whichever roots they know.
+    ManagersMeet,
+    /// Nodes that are current, and nodes that were through when the phase began, believe each other.
+    CurrentNodesMeet,
+    /// The issuing root's key opens at every manager.
+    RootKeyOpens,
+    /// No certificate of a dropped root is committed.
+    NothingOfADroppedRoot,
+    /// A rotation begins, ends by its deadline, and leaves exactly the root that it was for.
+    RotationEnds,
+    /// Whoever was away during a rotation comes back by itself.
+    EveryoneComesBack,
+}
+
+impl Rule {
+    /// Every rule that the simulated cluster can break.
+    pub const OF_STATE: &[Rule] = &[
+        Rule::AcknowledgedIsKept,
+        Rule::RefusedNeverAppears,
+        Rule::OneStatePerIndex,
+        Rule::OneLeaderPerTerm,
+        Rule::OneSuccessor,
+        Rule::FreshReads,
+        Rule::NoPanic,
+        Rule::StartsAgain,
+        Rule::ServesAgain,
+        Rule::Converges,
+    ];
+    /// Every rule that its rotations can break.
+    pub const OF_ROTATION: &[Rule] = &[
+        Rule::OneStatePerIndex,
+        Rule::OneLeaderPerTerm,
+        Rule::NoPanic,
+        Rule::StartsAgain,
+        Rule::ManagersMeet,
+        Rule::CurrentNodesMeet,
+        Rule::RootKeyOpens,
+        Rule::NothingOfADroppedRoot,
+        Rule::RotationEnds,
+        Rule::EveryoneComesBack,
+    ];
+
+    /// The rule in words.
+    pub fn says(self) -> &'static str {
+        match self {
+            Self::AcknowledgedIsKept => "an acknowledged write is never lost",
+            Self::RefusedNeverAppears => "what was surely refused never appears",
+            Self::OneStatePerIndex => "replicas at one index have one state",
+            Self::OneLeaderPerTerm => "a term has one leader",
+            Self::OneSuccessor => "of one version of an object there is one successor",
+            Self::FreshReads => "a read sees what was acknowledged before it began",
+            Self::NoPanic => "consensus does not panic",
+            Self::StartsAgain => "a program starts again on what its disk holds",
+            Self::ServesAgain => "once all is well a write is served within 10 s",
+            Self::Converges => "once all is well the replicas come to one state",
+            Self::ManagersMeet => "managers believe each other over Raft",
+            Self::CurrentNodesMeet => "nodes that are current believe each other",
+            Self::RootKeyOpens => "the issuing root's key opens at every manager",
+            Self::NothingOfADroppedRoot => "no certificate of a dropped root is committed",
+            Self::RotationEnds => "a rotation ends by its deadline, with its own root alone",
+            Self::EveryoneComesBack => "whoever was away during a rotation comes back by itself",
+        }
+    }
+}
+
+/// A rule that was broken, when, and how it showed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Which rule.
+    pub rule: Rule,
+    /// Microseconds since the run began.
+    pub at_us: u64,
+    /// What was seen.
+    pub evidence: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>9} µs  {}: {}", self.at_us, self.rule.says(), self.evidence)
+    }
+}

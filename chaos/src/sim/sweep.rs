@@ -1,0 +1,70 @@
+//! Many seeds, on all processors, and how much they have to try between them.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{Counts, Plan, Report, run};
+use crate::report::Covered;
+
+/// Runs each seed and hands its report on, in no fixed order; stops early once `wanted` says no more.
+pub fn sweep(seeds: std::ops::Range<u64>, jobs: usize, seen: impl FnMut(Report) -> bool + Send) {
+    let (next, over, seen) = (
+        AtomicU64::new(seeds.start),
+        AtomicBool::new(false),
+        Mutex::new(seen),
+    );
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let report = run(Plan::of(seed));
+                    // One that panicked in there takes the sweep down with it: its threads are joined.
+                    let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    if !seen(report) {
+                        over.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// What a set of so many runs must have tried: without its faults it proves nothing.
+pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
+    let Counts {
+        accepted,
+        refused,
+        unknown,
+        reads,
+        swaps,
+        repeats,
+        kills,
+        power_losses,
+        disk_failures,
+        partitions,
+        snapshots_sent,
+        hand_overs,
+        terms,
+    } = *counts;
+    let all = [
+        ("acknowledged writes", accepted, 20 * runs),
+        ("refused writes", refused, runs / 2),
+        ("unknown writes", unknown, runs / 4),
+        ("reads", reads, runs / 2),
+        ("conditional writes", swaps, 2 * runs),
+        ("repeated writes", repeats, runs / 2),
+        ("kills", kills, runs / 2),
+        ("power losses", power_losses, runs / 2),
+        ("disk failures", disk_failures, runs / 20),
+        ("partitions", partitions, runs / 2),
+        ("snapshots sent", snapshots_sent, runs / 20),
+        ("hand-overs", hand_overs, runs / 10),
+        ("terms", terms, 2 * runs),
+    ];
+    let covered = |(what, count, least)| Covered { what, count, least };
+    all.into_iter().map(covered).collect()
+}

@@ -1,0 +1,296 @@
+//! `bulkhead-chaos sim`: many seeds, or one again.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::report::{Document, Program, Seeds, Shown, Verdict};
+use crate::rules::Violation;
+use crate::sim::shrink::shrink;
+use crate::sim::sweep::{coverage, sweep};
+use crate::sim::{Counts, Plan, Report, What, run as simulate};
+
+/// Failing seeds after which a sweep ends: more of them say nothing new.
+const ENOUGH: usize = 10;
+/// Runs that the search for the shortest failing one may take.
+const SHRINK_RUNS: usize = 400;
+/// A line of progress each so many seeds.
+const PROGRESS: u64 = 100;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Simulation {
+    /// How many seeds.
+    pub seeds: u64,
+    /// The first.
+    pub from: u64,
+    /// Runs at once.
+    pub jobs: Option<usize>,
+    /// One seed alone.
+    pub replay: Option<u64>,
+    /// Of it, strikes that are left out.
+    pub without: BTreeSet<u32>,
+    /// And so many clients.
+    pub clients: Option<u64>,
+    /// And so much trouble, in simulated milliseconds.
+    pub trouble_ms: Option<u64>,
+    /// Whether its messages are shown.
+    pub every_message: bool,
+    /// Where the report goes.
+    pub report: PathBuf,
+}
+
+/// Runs it, says how it goes on `out`, and leaves the report.
+///
+/// # Errors
+/// Where something could not be written; what a cluster does wrong is a verdict.
+pub fn run(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Verdict> {
+    let document = match asked.replay {
+        Some(seed) => replay(asked, seed, out)?,
+        None => seeds(asked, out)?,
+    };
+    document
+        .write(&asked.report)
+        .with_context(|| format!("cannot write the report to {}", asked.report.display()))?;
+    writeln!(out, "report: {}", asked.report.join("report.md").display())?;
+    Ok(document.verdict())
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long it really takes, for people")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result<Document> {
+    let mut plan = Plan::of(seed);
+    plan.without.clone_from(&asked.without);
+    plan.every_message = asked.every_message;
+    plan.clients = asked.clients.unwrap_or(plan.clients);
+    if let Some(trouble) = asked.trouble_ms {
+        plan.trouble = Duration::from_millis(trouble);
+    }
+    let start = now();
+    let report = simulate(plan.clone());
+    for line in &report.lines {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "digest {}", report.digest)?;
+    say(&report, out)?;
+    let broken = broken(&report);
+    let seeds = Seeds {
+        from: seed,
+        count: 1,
+        failed: failed(&broken),
+        simulated_s: seconds(report.elapsed_us),
+        took_s: start.elapsed().as_secs_f64(),
+    };
+    let (counts, command) = (report.counts, command(&plan));
+    // One run is asked for to be looked at, not to prove anything.
+    Ok(Document::new(
+        Program::this()?,
+        seeds,
+        counts,
+        Vec::new(),
+        &broken,
+        Shown::new(plan, report, command),
+    ))
+}
+
+fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
+    let jobs = asked
+        .jobs
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let end = asked.from.saturating_add(asked.seeds);
+    let start = now();
+    let (mut counts, mut done, mut elapsed_us) = (Counts::default(), 0_u64, 0_u64);
+    let (mut all_broken, mut failures) = (Vec::new(), BTreeSet::new());
+    let mut said = String::new();
+    sweep(asked.from..end, jobs, |report| {
+        counts.add(&report.counts);
+        done += 1;
+        elapsed_us += report.elapsed_us;
+        if !report.violations.is_empty() {
+            // Writing to a string never fails.
+            let _written = writeln!(
+                said,
+                "seed {} broke a rule: {}",
+                report.seed, report.violations[0]
+            );
+            failures.insert(report.seed);
+            all_broken.extend(broken(&report));
+        }
+        if done.is_multiple_of(PROGRESS) {
+            eprintln!("{done} of {} seeds, {} failed", asked.seeds, failures.len());
+        }
+        failures.len() < ENOUGH
+    });
+    out.write_all(said.as_bytes())?;
+    let took_s = start.elapsed().as_secs_f64();
+    let (plan, report) = match failures.first() {
+        Some(seed) => shortest(*seed, out)?,
+        None => {
+            let plan = Plan::of(end - 1);
+            (plan.clone(), simulate(plan))
+        }
+    };
+    all_broken.sort_by_key(|(seed, violation)| (*seed, violation.at_us));
+    let seeds = Seeds {
+        from: asked.from,
+        count: done,
+        failed: failures.into_iter().collect(),
+        simulated_s: seconds(elapsed_us),
+        took_s,
+    };
+    writeln!(
+        out,
+        "{done} seeds, {} failed; {:.0} s of simulated time in {took_s:.1} s; {} writes acknowledged, {} kills, {} power losses, {} partitions",
+        seeds.failed.len(),
+        seeds.simulated_s,
+        counts.accepted,
+        counts.kills,
+        counts.power_losses,
+        counts.partitions
+    )?;
+    let covered = coverage(&counts, done);
+    for little in covered.iter().filter(|it| it.count < it.least) {
+        writeln!(
+            out,
+            "too few {}: {}, wanted {}",
+            little.what, little.count, little.least
+        )?;
+    }
+    let command = command(&plan);
+    Ok(Document::new(
+        Program::this()?,
+        seeds,
+        counts,
+        covered,
+        &all_broken,
+        Shown::new(plan, report, command),
+    ))
+}
+
+/// The shortest run of a failing seed that breaks one of the same rules.
+fn shortest(seed: u64, out: &mut impl Write) -> anyhow::Result<(Plan, Report)> {
+    let first = simulate(Plan::of(seed));
+    let rules: BTreeSet<_> = first.violations.iter().map(|it| it.rule).collect();
+    let strikes = first.events.iter().filter_map(|event| match event.what {
+        What::Strike { number, .. } => Some(number),
+        _ => None,
+    });
+    let strikes = strikes.max().unwrap_or(0);
+    let (plan, runs) = shrink(Plan::of(seed), strikes, SHRINK_RUNS, |plan| {
+        simulate(plan.clone())
+            .violations
+            .iter()
+            .any(|it| rules.contains(&it.rule))
+    });
+    let report = simulate(plan.clone());
+    writeln!(
+        out,
+        "seed {seed}: {} of {strikes} strikes suffice (found in {runs} runs):",
+        strikes as usize - plan.without.len()
+    )?;
+    say(&report, out)?;
+    writeln!(out, "to run it again: {}", command(&plan))?;
+    Ok((plan, report))
+}
+
+fn say(report: &Report, out: &mut impl Write) -> anyhow::Result<()> {
+    for violation in &report.violations {
+        writeln!(out, "VIOLATION {violation}")?;
+    }
+    Ok(())
+}
+
+/// What runs exactly this again.
+fn command(plan: &Plan) -> String {
+    let usual = Plan::of(plan.seed);
+    let mut command = format!("bulkhead-chaos sim --replay {}", plan.seed);
+    // Writing to a string never fails.
+    if !plan.without.is_empty() {
+        let numbers: Vec<String> = plan.without.iter().map(ToString::to_string).collect();
+        let _written = write!(command, " --without {}", numbers.join(","));
+    }
+    if plan.clients != usual.clients {
+        let _written = write!(command, " --clients {}", plan.clients);
+    }
+    if plan.trouble != usual.trouble {
+        let _written = write!(command, " --trouble {}", plan.trouble.as_millis());
+    }
+    command
+}
+
+fn broken(report: &Report) -> Vec<(u64, Violation)> {
+    report
+        .violations
+        .iter()
+        .map(|it| (report.seed, it.clone()))
+        .collect()
+}
+
+fn failed(broken: &[(u64, Violation)]) -> Vec<u64> {
+    let seeds: BTreeSet<u64> = broken.iter().map(|(seed, _)| *seed).collect();
+    seeds.into_iter().collect()
+}
+
+fn seconds(us: u64) -> f64 {
+    Duration::from_micros(us).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_says_all_that_differs_from_the_seed_alone() {
+        let plan = Plan::of(7);
+        assert_eq!(command(&plan), "bulkhead-chaos sim --replay 7");
+        let plan = Plan {
+            without: [1, 4].into(),
+            clients: 1,
+            trouble: Duration::from_millis(900),
+            ..plan
+        };
+        assert_eq!(
+            command(&plan),
+            "bulkhead-chaos sim --replay 7 --without 1,4 --clients 1 --trouble 900"
+        );
+    }
+
+    #[test]
+    fn a_replay_is_the_same_run_and_says_its_digest() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let asked = Simulation {
+            seeds: 1,
+            from: 0,
+            jobs: None,
+            replay: Some(2),
+            without: BTreeSet::new(),
+            clients: None,
+            trouble_ms: None,
+            every_message: false,
+            report: folder.path().join("report"),
+        };
+        let mut out = Vec::new();
+        assert_eq!(run(&asked, &mut out).expect("written"), Verdict::Pass);
+        let printed = String::from_utf8(out).expect("text");
+        let digest = simulate(Plan::of(2)).digest;
+        assert!(printed.contains(&format!("digest {digest}")), "{printed}");
+        assert!(folder.path().join("report/report.json").exists());
+        let fewer = Simulation {
+            without: (1..1_000).collect(),
+            ..asked
+        };
+        let mut out = Vec::new();
+        run(&fewer, &mut out).expect("written");
+        assert!(
+            !String::from_utf8(out).expect("text").contains("Kill"),
+            "no strike is left"
+        );
+    }
+}
