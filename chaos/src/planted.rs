@@ -6,8 +6,9 @@ use bulkhead_raft::planted::{Bug, plant};
 
 use crate::report::Verdict;
 use crate::sim::sweep::sweep;
+use crate::sim_command::shortest;
 
-/// Looks for each bug, or for one, with at most so many seeds.
+/// Looks for each bug with at most so many seeds; of a single one it shows the shortest run that finds it.
 ///
 /// # Errors
 /// Where `out` cannot be written.
@@ -28,6 +29,9 @@ pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyho
             }
             found.is_none()
         });
+        if let (Some(seed), [_]) = (first, bugs) {
+            shortest(seed, out)?;
+        }
         plant(None);
         match (first, rule) {
             (Some(seed), Some(rule)) => {
@@ -46,10 +50,10 @@ pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyho
         }
     }
     taken.sort_unstable();
-    if let Some(median) = taken.get(taken.len() / 2) {
+    if let (Some(median), Some(most)) = (taken.get(taken.len() / 2), taken.last()) {
         writeln!(
             out,
-            "{} of {} found; median {median} seeds",
+            "{} of {} found; seeds it took: median {median}, most {most}",
             taken.len(),
             bugs.len()
         )?;

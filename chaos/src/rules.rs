@@ -20,6 +20,8 @@ pub enum Rule {
     OneSuccessor,
     /// A read sees what was acknowledged before it began.
     FreshReads,
+    /// Everything that clients did with an object has an order that explains all answers.
+    Linearizable,
     /// Consensus does not panic.
     NoPanic,
     /// A program starts again on what its disk holds after any crash.
@@ -51,6 +53,7 @@ impl Rule {
         Rule::OneLeaderPerTerm,
         Rule::OneSuccessor,
         Rule::FreshReads,
+        Rule::Linearizable,
         Rule::NoPanic,
         Rule::StartsAgain,
         Rule::ServesAgain,
@@ -79,6 +82,7 @@ impl Rule {
             Self::OneLeaderPerTerm => "a term has one leader",
             Self::OneSuccessor => "of one version of an object there is one successor",
             Self::FreshReads => "a read sees what was acknowledged before it began",
+            Self::Linearizable => "all operations on an object have an order that explains the answers",
             Self::NoPanic => "consensus does not panic",
             Self::StartsAgain => "a program starts again on what its disk holds",
             Self::ServesAgain => "once all is well a write is served within 10 s",

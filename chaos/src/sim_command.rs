@@ -175,7 +175,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
 }
 
 /// The shortest run of a failing seed that breaks one of the same rules.
-fn shortest(seed: u64, out: &mut impl Write) -> anyhow::Result<(Plan, Report)> {
+pub(crate) fn shortest(seed: u64, out: &mut impl Write) -> anyhow::Result<(Plan, Report)> {
     let first = simulate(Plan::of(seed));
     let rules: BTreeSet<_> = first.violations.iter().map(|it| it.rule).collect();
     let strikes = first.events.iter().filter_map(|event| match event.what {

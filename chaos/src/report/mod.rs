@@ -242,6 +242,7 @@ fn judge(rule: Rule, counts: &Counts, broken: &[(u64, Violation)]) -> Judged {
         Rule::RefusedNeverAppears => counts.refused > 0,
         Rule::OneSuccessor => counts.swaps > 0,
         Rule::FreshReads => counts.reads > 0,
+        Rule::Linearizable => counts.checked > 0 && counts.unclear == 0,
         Rule::StartsAgain => counts.kills + counts.power_losses > 0,
         Rule::OneLeaderPerTerm => counts.terms > 0,
         _ => true,

@@ -14,7 +14,8 @@ use tokio::time::{sleep, timeout};
 
 use super::cluster::Live;
 use super::dice::Dice;
-use super::record::{Id, Record};
+use super::record::{Answer, Id, Record};
+use crate::check::{Action, Told};
 use crate::rules::Rule;
 
 /// The objects that conditional writes contend for.
@@ -54,9 +55,10 @@ fn transaction(request: Id, preconditions: Vec<Precondition>, step: Step) -> Byt
     transaction.encode_to_vec().into()
 }
 
-fn version(state: &State, id: Id) -> Option<u64> {
+/// The version of a register, and its value.
+fn register_of(state: &State, id: Id) -> Option<(u64, u64)> {
     match state.get(Key::new(Kind::Secret, id))?.object.as_ref()? {
-        Any::Secret(secret) => secret.meta.as_ref().map(|meta| meta.version),
+        Any::Secret(secret) => Some((secret.meta.as_ref()?.version, secret.size.into())),
         _ => None,
     }
 }
@@ -146,29 +148,57 @@ impl Client {
         let register = register(self.dice.below(2) as u64 % REGISTERS);
         self.written += 1;
         let request = id(self.number, self.written);
-        let Some(version) = version(&replica.state(), register) else {
-            let create = transaction(request, Vec::new(), Step::Create(secret(register, 0)));
-            let _somebody_creates_it = replica.propose(create).await;
-            return;
+        let value = self.value();
+        let seen = register_of(&replica.state(), register);
+        let bytes = match seen {
+            None => transaction(request, Vec::new(), Step::Create(secret(register, value))),
+            Some((version, _)) => {
+                let object = Some(Key::new(Kind::Secret, register).to_wire());
+                let unchanged = Precondition {
+                    precondition: Some(Condition::VersionIs(VersionIs { object, version })),
+                };
+                transaction(request, vec![unchanged], Step::Replace(secret(register, value)))
+            }
         };
-        let object = Some(Key::new(Kind::Secret, register).to_wire());
-        let unchanged = Precondition {
-            precondition: Some(Condition::VersionIs(VersionIs { object, version })),
+        let action = Action::Swap {
+            from: seen.map(|(_, value)| value),
+            to: value.into(),
         };
-        let bytes = transaction(request, vec![unchanged], Step::Replace(secret(register, 1)));
-        if let Ok(Outcome { rejection: None, .. }) = replica.propose(bytes).await {
-            self.record.swapped(register, version);
-        }
+        let number = self.record.called(register, action);
+        let answer = match replica.propose(bytes).await {
+            Ok(Outcome { index, rejection }) => {
+                let done = rejection.is_none();
+                if let (true, Some((version, _))) = (done, seen) {
+                    self.record.swapped(register, version);
+                }
+                Answer::Told(if done { Told::Done } else { Told::Stale }, Some(index))
+            }
+            Err(ProposeError::Unknown | ProposeError::Stopped) => Answer::Told(Told::Unknown, None),
+            Err(_) => Answer::Never,
+        };
+        self.record.returned(register, number, answer);
+    }
+
+    /// A value that no other write has.
+    fn value(&self) -> u32 {
+        u32::try_from(self.number * 1_000_000 + self.written).unwrap_or(u32::MAX)
     }
 
     async fn read(&self, member: u64, replica: &Replica) {
         let newest = self.record.newest();
+        let called = self.record.now_us();
         let Ok(index) = replica.read_index().await else {
             return;
         };
         let applied = timeout(Duration::from_secs(2), applied(replica, index)).await;
         if applied.is_ok() {
-            self.record.read(member, newest, index, &replica.state());
+            let state = replica.state();
+            self.record.read(member, newest, index, &state);
+            for number in 0..REGISTERS {
+                let register = register(number);
+                let value = register_of(&state, register).map(|(_, value)| value);
+                self.record.looked(register, called, value, state.index());
+            }
         }
     }
 }

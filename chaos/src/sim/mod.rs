@@ -100,6 +100,7 @@ async fn simulate(plan: Plan) -> Report {
             let _cancelled = client.await;
         }
         agree(&cluster, &record).await;
+        record.check_registers();
     }
     for id in cluster.live.members() {
         cluster.stop(id, cluster::Ending::Killed).await;

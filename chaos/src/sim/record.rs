@@ -13,6 +13,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
+use crate::check::linearize::{self, Verdict};
+use crate::check::{Action, Operation, Told, order};
 use crate::rules::{Rule, Violation};
 
 /// How often what was tried; a run or a set of runs that tried too little proves nothing.
@@ -28,6 +30,10 @@ pub struct Counts {
     pub reads: u64,
     /// Conditional writes that won.
     pub swaps: u64,
+    /// Operations on registers that were found to fit each other.
+    pub checked: u64,
+    /// Registers of which that could not be said within the budget.
+    pub unclear: u64,
     /// Writes that were sent again although they may have been made.
     pub repeats: u64,
     /// Programs killed.
@@ -55,6 +61,8 @@ impl Counts {
         self.reads += other.reads;
         self.swaps += other.swaps;
         self.repeats += other.repeats;
+        self.checked += other.checked;
+        self.unclear += other.unclear;
         self.kills += other.kills;
         self.power_losses += other.power_losses;
         self.disk_failures += other.disk_failures;
@@ -186,6 +194,8 @@ impl Report {
 
 /// An object's id.
 pub(super) type Id = [u8; 16];
+/// Configurations that the search for an order of one register's operations looks at.
+const BUDGET: usize = 200_000;
 
 #[derive(Debug)]
 struct Inner {
@@ -204,6 +214,17 @@ struct Inner {
     refused: BTreeSet<Id>,
     newest: Option<(Id, u64)>,
     swaps: BTreeSet<(Id, u64)>,
+    /// What clients did with each register; nothing where it was surely not done.
+    histories: BTreeMap<Id, Vec<Option<Operation>>>,
+}
+
+/// What came of a call.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    /// The client was told, of this index of the log.
+    Told(Told, Option<u64>),
+    /// It was surely not done.
+    Never,
 }
 
 /// The record of a run under way. Clones share it.
@@ -240,6 +261,7 @@ impl Record {
             refused: BTreeSet::new(),
             newest: None,
             swaps: BTreeSet::new(),
+            histories: BTreeMap::new(),
         })))
     }
 
@@ -356,6 +378,80 @@ impl Record {
                 Rule::OneSuccessor,
                 format_args!("two conditional writes on version {version} won"),
             );
+        }
+    }
+
+    pub(super) fn now_us(&self) -> u64 {
+        self.inner().now_us()
+    }
+
+    /// A client asks for something of a register. Until its answer comes the outcome is unknown.
+    pub(super) fn called(&self, register: Id, action: Action) -> usize {
+        let mut inner = self.inner();
+        let called = inner.now_us();
+        let history = inner.histories.entry(register).or_default();
+        history.push(Some(Operation {
+            called,
+            returned: called,
+            action,
+            told: Told::Unknown,
+            index: None,
+        }));
+        history.len() - 1
+    }
+
+    /// Its answer came.
+    pub(super) fn returned(&self, register: Id, number: usize, answer: Answer) {
+        let mut inner = self.inner();
+        let returned = inner.now_us();
+        let Some(slot) = inner
+            .histories
+            .get_mut(&register)
+            .and_then(|it| it.get_mut(number))
+        else {
+            return;
+        };
+        match (answer, slot.as_mut()) {
+            (Answer::Told(told, index), Some(operation)) => {
+                (operation.told, operation.index, operation.returned) = (told, index, returned);
+            }
+            (Answer::Never, _) => *slot = None,
+            (Answer::Told(..), None) => {}
+        }
+    }
+
+    /// A register was seen with a value, in a state of this index.
+    pub(super) fn looked(&self, register: Id, called: u64, value: Option<u64>, index: u64) {
+        let mut inner = self.inner();
+        let returned = inner.now_us();
+        inner.histories.entry(register).or_default().push(Some(Operation {
+            called,
+            returned,
+            action: Action::Read { value },
+            told: Told::Done,
+            index: Some(index),
+        }));
+    }
+
+    /// Whether each register behaved like one, by both checkers.
+    pub(super) fn check_registers(&self) {
+        let mut inner = self.inner();
+        for history in std::mem::take(&mut inner.histories).into_values() {
+            let history: Vec<Operation> = history.into_iter().flatten().collect();
+            match linearize::check(&history, BUDGET) {
+                Verdict::Linearizable => inner.counts.checked += history.len() as u64,
+                Verdict::Broken(number) => inner.violation(
+                    Rule::Linearizable,
+                    format_args!("nothing explains {:?}", history[number]),
+                ),
+                Verdict::Unknown => inner.counts.unclear += 1,
+            }
+            if let Err(broken) = order::check(&history) {
+                inner.violation(
+                    Rule::Linearizable,
+                    format_args!("the indexes of the log do not fit: {broken:?}"),
+                );
+            }
         }
     }
 
