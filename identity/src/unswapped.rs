@@ -270,13 +270,14 @@ mod tests {
         let mut regions = Regions(Vec::new());
         let layout = Layout::new::<[u8; 100]>();
         let at = regions.take(layout);
-        let bytes = std::ptr::slice_from_raw_parts_mut(at.as_ptr(), 100);
         // SAFETY: the region stays mapped, and nobody else has these bytes.
         #[expect(unsafe_code, reason = "looks at what a value left")]
-        let bytes = unsafe { &mut *bytes };
-        bytes.fill(0xC5);
-        regions.give_back(at, layout);
-        assert_eq!(bytes, [0; 100]);
+        let left = unsafe {
+            at.write_bytes(0xC5, 100);
+            regions.give_back(at, layout);
+            at.cast::<[u8; 100]>().read()
+        };
+        assert_eq!(left, [0; 100]);
         assert_eq!(regions.take(layout), at);
     }
 
