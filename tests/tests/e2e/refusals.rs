@@ -119,9 +119,10 @@ fn shows(lab: &Lab, service: &str, reason: &str) {
 fn a_port_in_use(lab: &Lab) {
     let address = format!("{}:8088", lab.address("worker-1"));
     let taken = TcpListener::bind(&address).expect("a free port");
-    lab.ok("service create -d --name web --publish 8088:80 web:1");
+    // Its own name: one that was removed keeps its name until its last task has ended.
+    lab.ok("service create -d --name port --publish 8088:80 web:1");
     eventually("the task says what is in the way", || {
-        let shown = lab.run("service ps web").success();
+        let shown = lab.run("service ps port").success();
         (shown.contains("8088") && shown.contains("another program"))
             .then_some(())
             .ok_or(shown)
