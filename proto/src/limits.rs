@@ -152,8 +152,9 @@ pub const WORKER_HEARTBEAT: Duration = Duration::from_millis(500);
 /// What losing a reporter or a new leader adds to the liveness of a worker.
 pub const LIVENESS_EXTENSION: Duration = Duration::from_secs(2);
 /// How long a worker may take to be back with a manager where none could serve it for a while. It tries each in turn and
-/// waits at most [`WORKER_RETRY`] between two rounds; a manager that is not there costs one try up to 5 s.
-pub const WORKER_RETURN: Duration = Duration::from_secs(20);
+/// waits at most [`WORKER_RETRY`] between two rounds; a manager that is not there costs one try up to 5 s. One whose
+/// certificate ended, or is of a former root, asks to be taken back after 5 s, and again 15 s later.
+pub const WORKER_RETURN: Duration = Duration::from_secs(30);
 /// The longest wait of a worker between two rounds of trying every manager.
 pub const WORKER_RETRY: Duration = Duration::from_secs(5);
 /// A manager whose clock is further from the median does not lead.

@@ -205,11 +205,11 @@ mod tests {
     #[test]
     fn where_nobody_was_served_workers_have_time_to_find_a_manager_and_then_none_to_be_silent() {
         let mut liveness = Liveness::of_new_leader([id(0), id(1)], START, false);
-        check(&liveness, 19_999, &[]);
+        check(&liveness, 29_999, &[]);
         liveness.heard(id(0), Duration::ZERO, millis(3_000));
         check(&liveness, 5_499, &[]);
         check(&liveness, 5_500, &[0]);
-        check(&liveness, 20_000, &[0, 1]);
+        check(&liveness, 30_000, &[0, 1]);
     }
 
     #[test]
