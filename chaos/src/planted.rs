@@ -6,7 +6,11 @@ use bulkhead_raft::planted::{Bug, plant};
 
 use crate::report::Verdict;
 use crate::sim::sweep::sweep;
+use crate::sim::{Plan, rotation, run as simulate};
 use crate::sim_command::shortest;
+
+/// Rotations of a seed.
+const ROTATIONS: u64 = 4;
 
 /// Looks for each bug with at most so many seeds; of a single one it shows the shortest run that finds it.
 ///
@@ -20,7 +24,11 @@ pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyho
     for bug in bugs {
         plant(Some(*bug));
         let (mut first, mut rule) = (None, None);
-        sweep(0..seeds, jobs, |report| {
+        let course = |seed| match bug.is_of_rotation() {
+            true => rotation::run(seed, ROTATIONS).0,
+            false => simulate(Plan::of(seed)),
+        };
+        sweep(0..seeds, jobs, course, |report| {
             let found = report.violations.first();
             if let Some(violation) = found
                 && first.is_none_or(|seed| report.seed < seed)
@@ -29,7 +37,7 @@ pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyho
             }
             found.is_none()
         });
-        if let (Some(seed), [_]) = (first, bugs) {
+        if let (Some(seed), [_], false) = (first, bugs, bug.is_of_rotation()) {
             shortest(seed, out)?;
         }
         plant(None);

@@ -109,25 +109,30 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
     let (mut counts, mut done, mut elapsed_us) = (Counts::default(), 0_u64, 0_u64);
     let (mut all_broken, mut failures) = (Vec::new(), BTreeSet::new());
     let mut said = String::new();
-    sweep(asked.from..end, jobs, |report| {
-        counts.add(&report.counts);
-        done += 1;
-        elapsed_us += report.elapsed_us;
-        if !report.violations.is_empty() {
-            // Writing to a string never fails.
-            let _written = writeln!(
-                said,
-                "seed {} broke a rule: {}",
-                report.seed, report.violations[0]
-            );
-            failures.insert(report.seed);
-            all_broken.extend(broken(&report));
-        }
-        if done.is_multiple_of(PROGRESS) {
-            eprintln!("{done} of {} seeds, {} failed", asked.seeds, failures.len());
-        }
-        failures.len() < ENOUGH
-    });
+    sweep(
+        asked.from..end,
+        jobs,
+        |seed| simulate(Plan::of(seed)),
+        |report| {
+            counts.add(&report.counts);
+            done += 1;
+            elapsed_us += report.elapsed_us;
+            if !report.violations.is_empty() {
+                // Writing to a string never fails.
+                let _written = writeln!(
+                    said,
+                    "seed {} broke a rule: {}",
+                    report.seed, report.violations[0]
+                );
+                failures.insert(report.seed);
+                all_broken.extend(broken(&report));
+            }
+            if done.is_multiple_of(PROGRESS) {
+                eprintln!("{done} of {} seeds, {} failed", asked.seeds, failures.len());
+            }
+            failures.len() < ENOUGH
+        },
+    );
     out.write_all(said.as_bytes())?;
     let took_s = start.elapsed().as_secs_f64();
     let (plan, report) = match failures.first() {

@@ -43,6 +43,22 @@ pub enum Bug {
     CallsMadeRefused,
     /// A write of unknown outcome is called made.
     CallsUnknownMade,
+    /// A rotation of the root waits for nobody.
+    RotationWaitsForNobody,
+    /// It goes on at its deadline even without a majority of the managers.
+    RotationNeedsNoMajority,
+    /// It waits for a node that does nothing for ever.
+    RotationHasNoDeadline,
+    /// When it ended, nothing leads from the old root to the new one.
+    RotationForgetsFormerRoot,
+    /// It ends with the old root's key.
+    RotationKeepsOldKey,
+    /// Nodes are not told to trust the new root before it signs.
+    RotationTellsNobody,
+    /// A certificate comes without the one that leads to it from the old root.
+    CertificateWithoutCross,
+    /// Managers do not meet by a former root.
+    ForgetsFormerRoot,
 }
 
 impl Bug {
@@ -65,7 +81,20 @@ impl Bug {
         Bug::SkipsEntry,
         Bug::CallsMadeRefused,
         Bug::CallsUnknownMade,
+        Bug::RotationWaitsForNobody,
+        Bug::RotationNeedsNoMajority,
+        Bug::RotationHasNoDeadline,
+        Bug::RotationForgetsFormerRoot,
+        Bug::RotationKeepsOldKey,
+        Bug::RotationTellsNobody,
+        Bug::CertificateWithoutCross,
+        Bug::ForgetsFormerRoot,
     ];
+
+    /// Whether it is in the rotation of the root, and not in the store.
+    pub fn is_of_rotation(self) -> bool {
+        self as u8 >= Bug::RotationWaitsForNobody as u8
+    }
 }
 
 #[cfg(feature = "planted")]
@@ -82,12 +111,12 @@ pub fn plant(bug: Option<Bug>) {
 
 /// Whether this bug is switched on.
 #[cfg(feature = "planted")]
-pub(crate) fn planted(bug: Bug) -> bool {
+pub fn planted(bug: Bug) -> bool {
     PLANTED.load(std::sync::atomic::Ordering::Relaxed) == bug as u8
 }
 
 /// No bug is switched on.
 #[cfg(not(feature = "planted"))]
-pub(crate) const fn planted(_: Bug) -> bool {
+pub const fn planted(_: Bug) -> bool {
     false
 }

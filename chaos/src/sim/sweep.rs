@@ -3,11 +3,16 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Counts, Plan, Report, run};
+use super::{Counts, Report};
 use crate::report::Covered;
 
-/// Runs each seed and hands its report on, in no fixed order; stops early once `wanted` says no more.
-pub fn sweep(seeds: std::ops::Range<u64>, jobs: usize, seen: impl FnMut(Report) -> bool + Send) {
+/// Runs each seed and hands its report on, in no fixed order; stops early once `seen` says no more.
+pub fn sweep(
+    seeds: std::ops::Range<u64>,
+    jobs: usize,
+    run: impl Fn(u64) -> Report + Sync,
+    seen: impl FnMut(Report) -> bool + Send,
+) {
     let (next, over, seen) = (
         AtomicU64::new(seeds.start),
         AtomicBool::new(false),
@@ -21,7 +26,7 @@ pub fn sweep(seeds: std::ops::Range<u64>, jobs: usize, seen: impl FnMut(Report) 
                     if seed >= seeds.end {
                         return;
                     }
-                    let report = run(Plan::of(seed));
+                    let report = run(seed);
                     // One that panicked in there takes the sweep down with it: its threads are joined.
                     let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                     if !seen(report) {

@@ -27,14 +27,19 @@ fn no_seed_breaks_a_rule_and_together_they_try_every_fault() {
     let runs = seeds.end - seeds.start;
     let (mut total, mut failures) = (Counts::default(), Vec::new());
     let jobs = std::thread::available_parallelism().map_or(2, usize::from).min(4);
-    sweep(seeds, jobs, |report| {
-        total.add(&report.counts);
-        if !report.violations.is_empty() {
-            eprintln!("{}", report.explain());
-            failures.push(report.seed);
-        }
-        true
-    });
+    sweep(
+        seeds,
+        jobs,
+        |seed| run(Plan::of(seed)),
+        |report| {
+            total.add(&report.counts);
+            if !report.violations.is_empty() {
+                eprintln!("{}", report.explain());
+                failures.push(report.seed);
+            }
+            true
+        },
+    );
     assert!(failures.is_empty(), "seeds failed: {failures:?}");
     println!("{total:?}");
     for Covered { what, count, least } in coverage(&total, runs) {

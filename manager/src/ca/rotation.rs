@@ -13,6 +13,7 @@ use bulkhead_proto::wire::{
     RotationNode, RotationPhase, RotationStatus, SignerStatus, change::Change as Step, object::Object as Any,
 };
 use bulkhead_proto::{ClusterId, KeyId, limits};
+use bulkhead_raft::planted::{Bug, planted};
 use bulkhead_raft::state::State;
 
 use super::signer::{self, Signers};
@@ -226,7 +227,9 @@ fn next(state: &State, cluster: &Cluster, signer: Signer, now_ms: i64) -> Option
     // Whatever the deadline says: with fewer managers than this nobody would be left to decide anything.
     let managers = || nodes.iter().filter(|node| node.role() == Role::Manager);
     let done = managers().filter(|node| node.lags.is_empty()).count();
-    if done <= managers().count() / 2 || (waits && now_ms < rotation.deadline) {
+    let few = done <= managers().count() / 2 && !planted(Bug::RotationNeedsNoMajority);
+    let early = now_ms < rotation.deadline || planted(Bug::RotationHasNoDeadline);
+    if (few || (waits && early)) && !planted(Bug::RotationWaitsForNobody) {
         return None;
     }
     let mut new = cluster.clone();
@@ -240,13 +243,15 @@ fn next(state: &State, cluster: &Cluster, signer: Signer, now_ms: i64) -> Option
         });
         return Some((new, "the new root signs"));
     }
-    new.former = Some(FormerRoot {
+    new.former = (!planted(Bug::RotationForgetsFormerRoot)).then(|| FormerRoot {
         root: cluster.root_certificate.clone(),
         cross: rotation.cross.clone(),
         until: now_ms.saturating_add(super::millis(limits::RETURN_GRACE)),
     });
     new.root_certificate.clone_from(&rotation.root);
-    new.root_key.clone_from(&rotation.root_key);
+    if !planted(Bug::RotationKeepsOldKey) {
+        new.root_key.clone_from(&rotation.root_key);
+    }
     new.external_signer.clone_from(&rotation.external_signer);
     new.rotation = None;
     new.root_exposed = is_exposed(&new);

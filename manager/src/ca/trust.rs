@@ -5,6 +5,7 @@ use bulkhead_identity::follow::Told;
 use bulkhead_identity::{Bundle, Certificate, Credentials};
 use bulkhead_proto::wire::{Cluster, ExternalSigner, FormerRoot, Node, Rotation, RotationPhase, Sealed};
 use bulkhead_proto::{KeyId, NodeId};
+use bulkhead_raft::planted::{Bug, planted};
 use bulkhead_raft::state::State;
 
 use super::clone;
@@ -12,7 +13,11 @@ use crate::view;
 
 /// The roots that nodes trust, oldest first.
 pub fn roots(cluster: &Cluster) -> Vec<Vec<u8>> {
-    let next = cluster.rotation.as_ref().map(|rotation| rotation.root.clone());
+    let next = match planted(Bug::RotationTellsNobody) {
+        true => issuing(cluster),
+        false => cluster.rotation.as_ref(),
+    };
+    let next = next.map(|rotation| rotation.root.clone());
     std::iter::once(cluster.root_certificate.clone())
         .chain(next)
         .collect()
@@ -59,13 +64,16 @@ pub fn chain(cluster: &Cluster) -> Vec<Vec<u8>> {
         (None, Some(former)) => &former.cross,
         (None, None) => return Vec::new(),
     };
+    if planted(Bug::CertificateWithoutCross) {
+        return Vec::new();
+    }
     (!cross.is_empty()).then(|| cross.clone()).into_iter().collect()
 }
 
 /// The root that was rotated away lately, by which managers still meet each other.
 pub fn former(cluster: &Cluster) -> Option<&[u8]> {
     let former = dropped(cluster)?;
-    (!former.cross.is_empty()).then_some(former.root.as_slice())
+    (!former.cross.is_empty() && !planted(Bug::ForgetsFormerRoot)).then_some(former.root.as_slice())
 }
 
 /// What is kept of the root that was rotated away, compromised or not. One that a rotation leads back to is no such root
