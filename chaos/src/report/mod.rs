@@ -13,8 +13,8 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-pub use picture::Picture;
-pub use spans::{Span, spans};
+use picture::Picture;
+use spans::{Span, spans};
 
 use crate::rules::{Rule, Violation};
 use crate::sim::{Counts, Event, Plan, Report};
@@ -48,7 +48,7 @@ impl Verdict {
 /// Whether a rule held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Held {
+enum Held {
     /// It did.
     Pass,
     /// It did not.
@@ -59,7 +59,7 @@ pub enum Held {
 
 /// A rule, whether it held, and what shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Judged {
+struct Judged {
     rule: Rule,
     says: &'static str,
     held: Held,

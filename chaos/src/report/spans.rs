@@ -6,23 +6,23 @@ use crate::sim::{Event, Fault, What};
 
 /// A fault of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Span {
+pub(super) struct Span {
     /// The number of its strike.
-    pub number: u32,
+    pub(super) number: u32,
     /// Which.
-    pub fault: Fault,
+    pub(super) fault: Fault,
     /// Whom it hit; nobody: the network, or all.
-    pub member: Option<u64>,
+    pub(super) member: Option<u64>,
     /// When it began, in microseconds since the run began.
-    pub start_us: u64,
+    pub(super) start_us: u64,
     /// When it was over.
-    pub end_us: u64,
+    pub(super) end_us: u64,
     /// What ended it.
-    pub undone_by: &'static str,
+    pub(super) undone_by: &'static str,
 }
 
 /// The faults of these events, of a run that took so long.
-pub fn spans(events: &[Event], elapsed_us: u64) -> Vec<Span> {
+pub(super) fn spans(events: &[Event], elapsed_us: u64) -> Vec<Span> {
     let mut spans = Vec::new();
     for (at, event) in events.iter().enumerate() {
         let What::Strike {

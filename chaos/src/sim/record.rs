@@ -149,7 +149,7 @@ pub enum Fault {
     Split,
     /// The leader on one side alone.
     IsolateLeader,
-    /// One member is not heard by others, and hears them.
+    /// One member does not hear the others, and is heard by them.
     OneWay,
     /// Network and disks work again.
     Heal,

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
 
 use bulkhead_tests::{Lab, eventually, may_run, text};
 
@@ -254,8 +253,11 @@ fn a_cluster_goes_on_from_the_one_manager_that_is_left() {
             _ => Err(shown.whole()),
         }
     });
-    // The worker looks for a manager more and more rarely; its tasks run on all the same.
-    std::thread::sleep(Duration::from_secs(12));
+    // The worker looks for a manager more and more rarely: after five rounds of all three it waits for seconds.
+    eventually("the worker has tried in vain for long", || {
+        let tries = lab.log("worker-1").matches("the session ended").count();
+        (tries >= 15).then_some(()).ok_or(format!("{tries} times"))
+    });
     lab.run(&recover).refused(2, "BH-E0130");
     assert_eq!(
         lab.status("manager-1")["state"],
