@@ -116,6 +116,29 @@ impl Method {
         self.row().1
     }
 
+    /// Whether its answer shows everything that was committed before the call, whichever manager is asked. Such an answer
+    /// takes a question to a quorum, and is refused without one.
+    pub const fn sees_latest(self) -> bool {
+        matches!(
+            self,
+            Method::ControlGetRotation
+                | Method::ControlGetUnlockKey
+                | Method::ControlCreateBackup
+                | Method::ControlListNodes
+                | Method::ControlListTickets
+                | Method::ControlListOperators
+                | Method::ControlListSecrets
+                | Method::ControlGetExposure
+                | Method::ControlListServices
+                | Method::ControlListTasks
+                | Method::ControlExplain
+                | Method::ControlListImages
+                | Method::ControlLogs
+                | Method::ControlWatch
+                | Method::ControlListAudit
+        )
+    }
+
     /// The table.
     const fn row(self) -> (Callers, Standing) {
         match self {
@@ -268,6 +291,17 @@ mod tests {
             &Method::DispatcherWithdraw,
         ];
         assert_eq!(may, own);
+    }
+
+    #[test]
+    fn what_an_operator_reads_is_the_latest_but_for_the_status_that_says_how_old_it_is() {
+        let reads = ["Get", "List", "Explain", "Logs", "Watch", "CreateBackup"];
+        for &method in Method::ALL {
+            let called = method.path().strip_prefix("/bulkhead.v1.Control/");
+            let reads = called.is_some_and(|it| reads.iter().any(|read| it.starts_with(read)));
+            let may_be_old = method == Method::ControlGetClusterStatus;
+            assert_eq!(method.sees_latest(), reads && !may_be_old, "{}", method.path());
+        }
     }
 
     #[test]

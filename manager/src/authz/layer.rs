@@ -209,6 +209,12 @@ impl Parts {
         }
         let first = self.decide_now(method, principal);
         let known = || !matches!(self.key(principal), KeyState::Unknown | KeyState::Superseded);
+        if first == Decision::Allowed && method.sees_latest() {
+            return match self.fresh.see_latest(&self.peers).await {
+                true => self.decide_now(method, principal),
+                false => Decision::Unavailable,
+            };
+        }
         if first == Decision::Allowed || !method.callers().contains(principal.caller) || known() {
             return first;
         }

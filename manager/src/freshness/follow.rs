@@ -8,7 +8,7 @@ use bulkhead_proto::limits;
 use bulkhead_proto::wire::ReadIndexRequest;
 use bulkhead_raft::Replica;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::clocks::is_off;
@@ -17,6 +17,9 @@ use crate::peers::Peers;
 
 /// An answer that takes longer keeps nothing fresh: it counts from when the question was sent.
 const ANSWER_WAIT: Duration = super::FRESH_FOR;
+
+/// Between two questions while nobody leads.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Whether this manager's replica may decide now. Clones ask the same replica.
 #[derive(Debug, Clone)]
@@ -82,6 +85,18 @@ impl Fresh {
             Some(())
         };
         matches!(timeout(ANSWER_WAIT, asked).await, Ok(Some(())))
+    }
+
+    /// As [`Fresh::catch_up`], and asks again where nobody leads for a moment: an election takes less than the wait.
+    pub async fn see_latest(&self, peers: &Peers) -> bool {
+        let end = Instant::now() + ANSWER_WAIT;
+        while !self.catch_up(peers).await {
+            if Instant::now() + ASK_AGAIN >= end {
+                return false;
+            }
+            sleep(ASK_AGAIN).await;
+        }
+        true
     }
 
     /// Asks whoever leads, again and again, until stopped.
