@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
+use bulkhead_identity::Bundle;
 use bulkhead_identity::comeback::come_back;
-use bulkhead_identity::follow::{Due, Told, due};
-use bulkhead_identity::seam::{Entropy as _, SystemEntropy};
+use bulkhead_identity::follow::{Due, Told, due, renew};
+use bulkhead_identity::seam::SystemEntropy;
 use bulkhead_identity::tls::Expect;
-use bulkhead_identity::{Bundle, Certificate, Credentials, Key};
-use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
-use bulkhead_proto::wire::{ClusterStatus, RenewRequest};
+use bulkhead_proto::wire::ClusterStatus;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
@@ -39,21 +38,7 @@ async fn brought_up(context: &Context, channel: Channel, status: &ClusterStatus)
         changed = true;
     }
     if due(&current, &told) == Some(Due::Renew) {
-        let key = Key::generate()?;
-        let mut request_id = vec![0; 16];
-        SystemEntropy.fill(&mut request_id)?;
-        let request = RenewRequest {
-            csr: key.csr()?,
-            request_id,
-            ..Default::default()
-        };
-        let answer = DispatcherClient::new(channel).renew(request).await?.into_inner();
-        context.replace(Credentials {
-            key,
-            certificate: Certificate::from_der(&answer.certificate)?,
-            chain: answer.chain,
-            bundle: Bundle::from_ders(answer.roots)?,
-        })?;
+        context.replace(renew(channel, &SystemEntropy).await?)?;
         changed = true;
     }
     Ok(changed)

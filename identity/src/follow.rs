@@ -1,7 +1,13 @@
 //! How a node follows its cluster through a rotation of the root, as one pure decision: managers, workers and contexts
 //! each learn in their own way what the cluster trusts, and do the same about it.
 
-use crate::Credentials;
+use bulkhead_proto::wire::RenewRequest;
+use bulkhead_proto::wire::dispatcher_client::DispatcherClient;
+use tonic::transport::Channel;
+
+use crate::comeback::ComebackError;
+use crate::seam::Entropy;
+use crate::{Bundle, Certificate, Credentials, Key};
 
 /// What the cluster says of its roots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +42,29 @@ pub fn due(current: &Credentials, told: &Told<'_>) -> Option<Due> {
     let mut roots = bundle.roots().iter();
     let issuer = roots.find(|root| root.key_id().as_bytes()[..] == *told.issuer)?;
     (!issuer.is_issuer_of(&current.certificate)).then_some(Due::Renew)
+}
+
+/// A new key with its certificate, which whoever holds this channel's identity asks for. Nothing is kept here.
+///
+/// # Errors
+/// [`ComebackError`].
+pub async fn renew(channel: Channel, entropy: &dyn Entropy) -> Result<Credentials, ComebackError> {
+    let key = Key::generate()?;
+    let mut request_id = vec![0; 16];
+    entropy.fill(&mut request_id)?;
+    let request = RenewRequest {
+        csr: key.csr()?,
+        request_id,
+        ..Default::default()
+    };
+    let answer = DispatcherClient::new(channel).renew(request).await;
+    let answer = answer.map_err(Box::new)?.into_inner();
+    Ok(Credentials {
+        key,
+        certificate: Certificate::from_der(&answer.certificate)?,
+        chain: answer.chain,
+        bundle: Bundle::from_ders(answer.roots)?,
+    })
 }
 
 #[cfg(test)]

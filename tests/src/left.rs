@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use bulkhead_lab::claims_of;
+
 /// What must be gone when a cluster is.
 #[derive(Debug)]
 pub(crate) struct Leftovers {
@@ -92,14 +94,5 @@ fn processes_of(needle: &str) -> Vec<String> {
     processes
         .filter(|entry| entry.file_name().to_string_lossy() != own)
         .filter_map(|entry| named(&entry.path()))
-        .collect()
-}
-
-/// Claims of user ids by launchers below the folder.
-fn claims_of(folder: &Path) -> Vec<PathBuf> {
-    let claims = fs::read_dir("/run/bulkhead/id-ranges");
-    let claims = claims.into_iter().flatten().flatten().map(|entry| entry.path());
-    claims
-        .filter(|claim| fs::read_to_string(claim).is_ok_and(|owner| Path::new(&owner).starts_with(folder)))
         .collect()
 }

@@ -12,14 +12,13 @@ mod follow;
 mod lab;
 mod left;
 mod place;
-mod scan;
 mod spawned;
 mod wait;
 
 pub use answer::Answer;
+pub use bulkhead_lab::scan::{Finding, Needles, files_below, memory_of};
 pub use follow::Follow;
 pub use lab::{Lab, get, programs, text};
 pub use place::{Place, installed, may_run};
-pub use scan::{Finding, Needles, files_below, memory_of};
 pub use spawned::Spawned;
 pub use wait::{PATIENCE, eventually, within};

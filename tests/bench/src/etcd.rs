@@ -14,8 +14,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::client::{new_id, until};
 use crate::load::Send1;
+use bulkhead_lab::client::{new_id, until};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PutRequest {

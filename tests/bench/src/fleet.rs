@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::Channel;
 
-use crate::client::new_id;
+use bulkhead_lab::client::new_id;
 
 /// Joins under way at once.
 const JOINS: usize = 16;

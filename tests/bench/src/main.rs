@@ -4,16 +4,13 @@
 //! to both systems with the same client stack. Each figure says its n, and the table how busy other programs kept the
 //! machine meanwhile: a figure from a busy machine is none to quote. Nothing is asserted about time.
 
-mod client;
 mod etcd;
 mod fleet;
 mod floor;
-mod lab;
 mod load;
 mod parts;
 mod report;
 mod samples;
-mod system;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -110,7 +107,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
         etcd: arguments.etcd,
         quick: arguments.quick,
     });
-    let mut report = Report::new(system::machine(bench.folder()));
+    let mut report = Report::new(bulkhead_lab::system::machine(bench.folder()));
     let mut complete = true;
     for part in parts {
         complete &= bench.measure(part, &mut report).await;

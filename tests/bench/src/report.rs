@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::samples::Summary;
-use crate::system::Machine;
+use bulkhead_lab::system::Machine;
 
 /// One line of the table.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -11,10 +11,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tonic::Status;
 
 use super::Bench;
-use crate::client::{Control, create, secret};
-use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
+use bulkhead_lab::Lab;
+use bulkhead_lab::client::{Control, create, secret};
 
 /// Writes per second, in an open loop.
 const RATE: u64 = 1_000;

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::Bench;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
-use crate::system::{cpu_of, memory};
+use bulkhead_lab::system::{cpu_of, memory};
 
 const REST: Duration = Duration::from_secs(60);
 const QUICK_REST: Duration = Duration::from_secs(5);

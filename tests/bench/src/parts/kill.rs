@@ -7,10 +7,10 @@ use bulkhead_proto::wire::Role;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Bench;
-use crate::client::{create, secret};
-use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
+use bulkhead_lab::Lab;
+use bulkhead_lab::client::{create, secret};
 
 /// One try of the write; a manager answers far sooner, even to say that nobody leads.
 const TRY: Duration = Duration::from_secs(5);

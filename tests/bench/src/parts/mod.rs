@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::lab::{Lab, Place};
 use crate::report::{Report, Row};
-use crate::system::Others;
+use bulkhead_lab::system::Others;
+use bulkhead_lab::{Lab, Network, Place};
 
 /// A part of the table, in its order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -124,7 +124,9 @@ impl Bench {
         Place {
             programs: self.options.programs.clone(),
             below: self.options.folder.clone(),
-            subnet: self.options.subnet.clone(),
+            prefix: "bulkhead-bench.",
+            network: Network::Loopback(self.options.subnet.clone()),
+            disk: None,
         }
     }
 

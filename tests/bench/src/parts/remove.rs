@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
 use super::Bench;
-use crate::client::new_id;
 use crate::fleet::{self, Simulated};
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
+use bulkhead_lab::client::new_id;
 
 /// A manager that still serves the node is asked again after this.
 const PAUSE: Duration = Duration::from_millis(1);

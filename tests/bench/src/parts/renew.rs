@@ -10,9 +10,9 @@ use tonic::transport::Channel;
 
 use super::Bench;
 use crate::fleet::{self, Simulated};
-use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
+use bulkhead_lab::Lab;
 
 /// More workers than any of the cluster's own; their joins take most of the time.
 const FLEET: usize = 1_000;

@@ -4,9 +4,9 @@ use anyhow::Context as _;
 use tokio::time::Instant;
 
 use super::Bench;
-use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
+use bulkhead_lab::Lab;
 
 /// From the command to its end, which is seen at the next look (each 0.2 s) after the old root was dropped. The cluster is
 /// one of its own: the operator's key of the other parts would be one of the old root.

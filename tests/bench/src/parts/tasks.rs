@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::Bench;
 use super::work::{IMAGE, Watch, remove, service};
-use crate::lab::{Lab, nodes};
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
-use crate::system::{cpu_of, cpu_of_tree};
+use bulkhead_lab::system::{cpu_of, cpu_of_tree};
+use bulkhead_lab::{Lab, nodes};
 
 const TASKS: u32 = 100;
 

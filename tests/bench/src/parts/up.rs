@@ -3,9 +3,9 @@
 use anyhow::Context as _;
 
 use super::Bench;
-use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
+use bulkhead_lab::Lab;
 
 /// The programs start at once; the others join at once, as soon as the first manager gives tickets.
 pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {

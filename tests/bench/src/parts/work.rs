@@ -10,7 +10,7 @@ use bulkhead_proto::wire::{
 use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
-use crate::client::{Control, new_id, until};
+use bulkhead_lab::client::{Control, new_id, until};
 
 /// Tasks come and go far sooner.
 const WAIT: Duration = Duration::from_secs(60);

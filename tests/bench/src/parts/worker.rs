@@ -9,10 +9,10 @@ use tokio::time::{Instant, sleep};
 
 use super::Bench;
 use super::work::{IMAGE, Watch, is_running, remove, service, tasks};
-use crate::client::until;
-use crate::lab::Lab;
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
+use bulkhead_lab::Lab;
+use bulkhead_lab::client::until;
 
 const TASKS: u32 = 12;
 /// A new leader gives every worker two seconds more; a loss is measured under one that leads for longer.
@@ -68,7 +68,7 @@ async fn lose(lab: &mut Lab, at: usize) -> anyhow::Result<(Duration, Duration)> 
     sleep(SETTLED).await;
 
     let name = lab.workers[at].name.clone();
-    let nodes = crate::lab::nodes(&mut control).await?;
+    let nodes = bulkhead_lab::nodes(&mut control).await?;
     let node = nodes
         .into_iter()
         .find(|node| node.name == name)
@@ -93,7 +93,7 @@ async fn lose(lab: &mut Lab, at: usize) -> anyhow::Result<(Duration, Duration)> 
     Ok((took, started))
 }
 
-async fn running(control: &mut crate::client::Control) -> anyhow::Result<Vec<Task>> {
+async fn running(control: &mut bulkhead_lab::client::Control) -> anyhow::Result<Vec<Task>> {
     let all = tasks(control, "moves").await?;
     Ok(all.into_iter().filter(is_running).collect())
 }

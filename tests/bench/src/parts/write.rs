@@ -7,14 +7,14 @@ use bulkhead_proto::wire::CreateSecretRequest;
 use serde::Serialize;
 
 use super::Bench;
-use crate::client::{Control, create, secret};
 use crate::etcd::{self, Etcd};
 use crate::floor::{flushes_of_three, tls_round_trips};
-use crate::lab::{Lab, status};
 use crate::load::{Load, Send1, round};
 use crate::report::{Row, Unit};
 use crate::samples::Summary;
-use crate::system::{Others, cpu_of};
+use bulkhead_lab::client::{Control, create, secret};
+use bulkhead_lab::system::{Others, cpu_of};
+use bulkhead_lab::{Lab, status};
 
 const VALUE_BYTES: usize = 1_024;
 const CONNECTIONS: usize = 16;

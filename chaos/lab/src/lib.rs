@@ -1,13 +1,20 @@
 //! A cluster of real programs on this machine: started, joined, killed, started again, and removed whatever happens.
 //!
-//! Managers run as users of their own without any privilege, workers under the launcher's root, each on a loopback
-//! address of its own, as the tour and an operator start them. Everything lies in one folder.
+//! Managers run as users of their own without any privilege, workers under the launcher's root, each on an address of its
+//! own, as the tour and an operator start them. Everything lies in one folder.
+
+pub mod client;
+mod groups;
+mod machine;
+pub mod namespace;
+pub mod scan;
+pub mod system;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -17,13 +24,15 @@ use bulkhead_proto::wire::{
     ClusterStatus, GetClusterStatusRequest, GetLocalStatusRequest, ListRequest, Node, NodeStatus, Role,
 };
 use futures::future::try_join_all;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
-use sha2::{Digest as _, Sha256};
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use tokio::time::Instant;
 
-use crate::client::{Control, Operator, until};
-use crate::system;
+use client::{Control, Operator, until};
+pub use groups::{claims_of, groups_of, remove_claims, remove_groups};
+pub use machine::{Machine, send, supervisors};
+use namespace::{Namespace, Switch};
 
 /// Everything that is waited for comes far sooner; what takes longer is an error.
 const WAIT: Duration = Duration::from_secs(30);
@@ -31,19 +40,52 @@ const WAIT: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(8);
 /// The first manager's user; nobody's account.
 const FIRST_UID: u32 = 77_001;
-const PORT: u16 = 7443;
+/// The port of every manager.
+pub const PORT: u16 = 7443;
 
 /// Where programs are and where the cluster lies.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
-    pub(crate) programs: PathBuf,
-    pub(crate) below: PathBuf,
-    pub(crate) subnet: String,
+pub struct Place {
+    /// The folder of the programs.
+    pub programs: PathBuf,
+    /// Where the cluster's own folder is made.
+    pub below: PathBuf,
+    /// How that begins.
+    pub prefix: &'static str,
+    /// How its nodes reach each other.
+    pub network: Network,
+    /// Bytes of each manager's disk, which is in memory then; nothing: folders on the disk.
+    pub disk: Option<u64>,
+}
+
+/// How nodes reach each other.
+#[derive(Debug, Clone)]
+pub enum Network {
+    /// Each on an address of this machine's loopback device, below these three numbers.
+    Loopback(String),
+    /// Each in a network namespace of its own.
+    Namespaces(Arc<Switch>),
+}
+
+impl Network {
+    fn address(&self, host: u8) -> String {
+        match self {
+            Self::Loopback(subnet) => format!("{subnet}.{host}:{PORT}"),
+            Self::Namespaces(switch) => format!("{}:{PORT}", switch.address(host)),
+        }
+    }
+
+    fn namespace(&self, host: u8) -> anyhow::Result<Option<Arc<Namespace>>> {
+        match self {
+            Self::Loopback(_) => Ok(None),
+            Self::Namespaces(switch) => switch.connect(host).map(Some),
+        }
+    }
 }
 
 impl Place {
     /// A program of this build.
-    pub(crate) fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
+    pub fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.programs.join(name);
         anyhow::ensure!(
             path.is_file(),
@@ -54,130 +96,25 @@ impl Place {
     }
 }
 
-/// One node: a program, its folder and address.
-#[derive(Debug)]
-pub(crate) struct Machine {
-    pub(crate) name: String,
-    pub(crate) address: String,
-    role: Role,
-    folder: PathBuf,
-    uid: Option<u32>,
-    child: Option<Child>,
-}
-
-impl Machine {
-    /// The program's process: of a worker, the launcher's.
-    pub(crate) fn pid(&self) -> anyhow::Result<u32> {
-        let child = self.child.as_ref();
-        Ok(child.with_context(|| format!("{} does not run", self.name))?.id())
-    }
-
-    pub(crate) fn is_up(&self) -> bool {
-        self.child.is_some()
-    }
-
-    fn socket(&self) -> PathBuf {
-        match self.role {
-            Role::Manager => self.folder.join("manager.sock"),
-            _ => self.folder.join("worker/worker.sock"),
-        }
-    }
-
-    /// The program in the worker's place that the launcher started.
-    pub(crate) fn agent(&self) -> anyhow::Result<u32> {
-        let below = system::tree(self.pid()?);
-        let is_agent = |pid: &u32| {
-            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "bulkhead-worker")
-        };
-        below
-            .into_iter()
-            .find(is_agent)
-            .with_context(|| format!("{} has no worker", self.name))
-    }
-
-    fn start(&mut self, place: &Place) -> anyhow::Result<()> {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(place.below.join(format!("{}.log", self.name)))?;
-        let mut command = match self.role {
-            Role::Manager => {
-                let mut command = Command::new(place.program("bulkhead-manager")?);
-                command.arg("--data").arg(&self.folder);
-                command
-            }
-            _ => {
-                let mut command = Command::new(place.program("bulkhead-launcher")?);
-                let ip = self.address.split(':').next().unwrap_or_default();
-                command.arg("--data").arg(&self.folder);
-                command.args(["--", "--publish-address", ip, "--name", &self.name]);
-                command
-            }
-        };
-        if let Some(uid) = self.uid {
-            command.uid(uid).gid(uid);
-        }
-        let child = command
-            // Not in this program's group: an interrupt from the terminal is for this one, which then ends them in order.
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("could not start {}", self.name))?;
-        self.child = Some(child);
-        Ok(())
-    }
-
-    /// Asks it to end, and waits until it did.
-    pub(crate) async fn stop(&mut self) -> anyhow::Result<()> {
-        send(self.pid()?, Signal::SIGTERM);
-        if let Some(mut child) = self.child.take() {
-            until(&format!("{} ends", self.name), WAIT, async || {
-                matches!(child.try_wait(), Ok(Some(_)))
-            })
-            .await?;
-        }
-        Ok(())
-    }
-
-    /// Ends it as a loss of power does: the program and everything below it, at once.
-    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
-        let pids = system::tree(self.pid()?);
-        for pid in pids {
-            send(pid, Signal::SIGKILL);
-        }
-        if let Some(mut child) = self.child.take() {
-            child.wait()?;
-        }
-        Ok(())
-    }
-}
-
-fn send(pid: u32, signal: Signal) {
-    // It may have ended already.
-    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
-}
-
 /// A cluster. Dropping it ends and removes all of it.
 #[derive(Debug)]
-pub(crate) struct Lab {
+pub struct Lab {
     place: Place,
     folder: tempfile::TempDir,
-    pub(crate) managers: Vec<Machine>,
-    pub(crate) workers: Vec<Machine>,
+    pub managers: Vec<Machine>,
+    pub workers: Vec<Machine>,
     operator: Option<Operator>,
 }
 
 impl Lab {
     /// Starts so many programs, makes and joins the cluster, and waits until all of it is ready. Gives how long that
     /// took, from the start of the first program.
-    pub(crate) async fn up(place: &Place, managers: u8, workers: u8) -> anyhow::Result<(Self, Duration)> {
+    pub async fn up(place: &Place, managers: u8, workers: u8) -> anyhow::Result<(Self, Duration)> {
         if workers > 0 && !geteuid().is_root() {
             bail!("workers set up namespaces and control groups, which needs root");
         }
         let folder = tempfile::Builder::new()
-            .prefix("bulkhead-bench.")
+            .prefix(place.prefix)
             .tempdir_in(&place.below)
             .with_context(|| format!("could not make a folder below {}", place.below.display()))?;
         // Every node's user must be able to reach what is its own in it.
@@ -221,13 +158,19 @@ impl Lab {
             fs::DirBuilder::new().mode(0o700).create(&folder)?;
             if geteuid().is_root() {
                 let own = FIRST_UID + u32::from(number);
+                if let Some(bytes) = self.place.disk {
+                    let options = format!("size={bytes},mode=0700");
+                    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+                    mount(Some("tmpfs"), &folder, Some("tmpfs"), flags, Some(&*options))
+                        .with_context(|| format!("no disk in memory for {name}"))?;
+                }
                 chown(&folder, Some(own), Some(own))?;
                 uid = Some(own);
             }
         }
-        let subnet = &self.place.subnet;
         Ok(Machine {
-            address: format!("{subnet}.{host}:{PORT}"),
+            address: self.place.network.address(host),
+            namespace: self.place.network.namespace(host)?,
             name,
             role,
             folder,
@@ -236,7 +179,8 @@ impl Lab {
         })
     }
 
-    fn path(&self) -> &Path {
+    /// The folder that holds everything of it.
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
@@ -283,8 +227,16 @@ impl Lab {
         self.bulkhead(&line).await.map(drop)
     }
 
+    /// What it was made of.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Runs the command line of this cluster's operator; its output.
-    pub(crate) async fn bulkhead(&self, line: &[&str]) -> anyhow::Result<String> {
+    ///
+    /// # Errors
+    /// Where the command fails: with what it said.
+    pub async fn bulkhead(&self, line: &[&str]) -> anyhow::Result<String> {
         let output = tokio::process::Command::new(self.place.program("bulkhead")?)
             .args(line)
             .env("XDG_CONFIG_HOME", self.path().join("config"))
@@ -304,7 +256,7 @@ impl Lab {
     }
 
     /// A ticket for so many nodes.
-    pub(crate) async fn ticket(&self, role: &str, uses: usize) -> anyhow::Result<String> {
+    pub async fn ticket(&self, role: &str, uses: usize) -> anyhow::Result<String> {
         let uses = uses.to_string();
         let line = [
             "cluster", "ticket", "create", "--role", role, "--uses", &uses, "-q",
@@ -313,7 +265,7 @@ impl Lab {
     }
 
     /// The image of the probe, stored under this name.
-    pub(crate) async fn pack_probe(&self, tag: &str) -> anyhow::Result<()> {
+    pub async fn pack_probe(&self, tag: &str) -> anyhow::Result<()> {
         let probe = self.place.program("bulkhead-probe")?;
         let entry = "/bin/bulkhead-probe";
         let line = ["image", "pack", &probe.to_string_lossy(), "-t", tag];
@@ -321,12 +273,12 @@ impl Lab {
         self.bulkhead(&[&line[..], &entry].concat()).await.map(drop)
     }
 
-    pub(crate) fn operator(&self) -> anyhow::Result<&Operator> {
+    pub fn operator(&self) -> anyhow::Result<&Operator> {
         self.operator.as_ref().context("the cluster is not made yet")
     }
 
     /// Every manager is fresh and votes, and the workers are ready.
-    pub(crate) async fn ready(&self) -> anyhow::Result<()> {
+    pub async fn ready(&self) -> anyhow::Result<()> {
         let operator = self.operator()?;
         let count = self.managers.len();
         for manager in &self.managers {
@@ -354,7 +306,7 @@ impl Lab {
     }
 
     /// The position of the manager that leads.
-    pub(crate) async fn leader(&self) -> anyhow::Result<usize> {
+    pub async fn leader(&self) -> anyhow::Result<usize> {
         let operator = self.operator()?;
         let end = Instant::now() + WAIT;
         while Instant::now() < end {
@@ -376,7 +328,7 @@ impl Lab {
     }
 
     /// Connections that stand, to every manager but one.
-    pub(crate) async fn others(&self, than: usize) -> anyhow::Result<Vec<Control>> {
+    pub async fn others(&self, than: usize) -> anyhow::Result<Vec<Control>> {
         let mut others = Vec::new();
         for (at, manager) in self.managers.iter().enumerate() {
             if at != than {
@@ -389,7 +341,7 @@ impl Lab {
     }
 
     /// Starts a node's program again and waits until the cluster is whole; how long the program itself took to be ready.
-    pub(crate) async fn revive(&mut self, role: Role, at: usize) -> anyhow::Result<Duration> {
+    pub async fn revive(&mut self, role: Role, at: usize) -> anyhow::Result<Duration> {
         let place = self.place.clone();
         let machines = match role {
             Role::Manager => &mut self.managers,
@@ -433,27 +385,13 @@ impl Lab {
             }
         }
         // Tasks outlive their launcher on purpose. Their supervisors hold this folder open.
-        for pid in system::processes() {
-            if self.holds(pid) {
-                send(pid, Signal::SIGKILL);
-            }
+        for pid in machine::supervisors(self.path()) {
+            send(pid, Signal::SIGKILL);
         }
         for worker in &self.workers {
             remove_groups(&worker.folder);
         }
-    }
-
-    /// Whether a supervisor has this cluster's folder open.
-    fn holds(&self, pid: u32) -> bool {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        if name.trim() != "bulkhead-superv" {
-            return false;
-        }
-        let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-            return false;
-        };
-        open.flatten()
-            .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target.starts_with(self.path())))
+        remove_claims(self.path());
     }
 }
 
@@ -461,47 +399,6 @@ impl Drop for Lab {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-/// The control groups that a launcher made for its folder, with whoever is still in them.
-fn remove_groups(data: &Path) {
-    let hash = Sha256::digest(data.as_os_str().as_encoded_bytes());
-    let name: String = hash[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-    let name = format!("bulkhead-{name}");
-    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
-    while let Some(folder) = folders.pop() {
-        for child in folders_in(&folder) {
-            if child.file_name().is_some_and(|it| it == name.as_str()) {
-                remove_group(&child);
-            } else {
-                folders.push(child);
-            }
-        }
-    }
-}
-
-fn remove_group(group: &Path) {
-    for child in folders_in(group) {
-        remove_group(&child);
-    }
-    let end = Instant::now() + GRACE;
-    // Busy while a process in it still ends; what then stays is empty and harmless.
-    while fs::remove_dir(group).is_err() && Instant::now() < end {
-        let members = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        for pid in members.lines().filter_map(|line| line.parse().ok()) {
-            send(pid, Signal::SIGKILL);
-        }
-        #[expect(clippy::disallowed_methods, reason = "a destructor cannot await")]
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn folders_in(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
 }
 
 async fn listens(machine: &Machine) -> anyhow::Result<()> {
@@ -515,14 +412,14 @@ async fn listens(machine: &Machine) -> anyhow::Result<()> {
 }
 
 /// What the cluster says of itself.
-pub(crate) async fn status(control: &mut Control) -> Result<ClusterStatus, tonic::Status> {
+pub async fn status(control: &mut Control) -> Result<ClusterStatus, tonic::Status> {
     let mut request = tonic::Request::new(GetClusterStatusRequest {});
     request.set_timeout(Duration::from_secs(1));
     Ok(control.get_cluster_status(request).await?.into_inner())
 }
 
 /// Its nodes.
-pub(crate) async fn nodes(control: &mut Control) -> Result<Vec<Node>, tonic::Status> {
+pub async fn nodes(control: &mut Control) -> Result<Vec<Node>, tonic::Status> {
     Ok(control
         .list_nodes(ListRequest::default())
         .await?

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// Where figures were measured.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Machine {
+pub struct Machine {
     date: String,
     processors: usize,
     model: String,
@@ -39,7 +39,7 @@ impl fmt::Display for Machine {
 }
 
 /// This machine, with the disk below a folder.
-pub(crate) fn machine(folder: &Path) -> Machine {
+pub fn machine(folder: &Path) -> Machine {
     // What cannot be read stays empty: the figures are none the worse.
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
@@ -95,6 +95,8 @@ const TICK: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone, Copy)]
 struct Stat {
     parent: u32,
+    /// Ticks since the machine started (field 22).
+    started: u64,
     own: Duration,
     children: Duration,
 }
@@ -110,18 +112,24 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let ticks = |at: usize| fields.get(at)?.parse::<u32>().ok().map(|ticks| TICK * ticks);
     Some(Stat {
         parent: fields.get(1)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
         own: ticks(11)? + ticks(12)?,
         children: ticks(13)? + ticks(14)?,
     })
 }
 
+/// When a process started, in ticks since the machine did: with its number this names it for good.
+pub fn started(pid: u32) -> Option<u64> {
+    stat(pid).map(|it| it.started)
+}
+
 /// Processor time of these processes so far; what ended counts nothing.
-pub(crate) fn cpu_of(pids: &[u32]) -> Duration {
+pub fn cpu_of(pids: &[u32]) -> Duration {
     pids.iter().filter_map(|pid| stat(*pid)).map(|it| it.own).sum()
 }
 
 /// Processes below one, itself first.
-pub(crate) fn tree(root: u32) -> Vec<u32> {
+pub fn tree(root: u32) -> Vec<u32> {
     let mut children: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for pid in processes() {
         if let Some(stat) = stat(pid) {
@@ -138,7 +146,7 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
 }
 
 /// Every process there is.
-pub(crate) fn processes() -> Vec<u32> {
+pub fn processes() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
@@ -150,7 +158,7 @@ pub(crate) fn processes() -> Vec<u32> {
 
 /// Processor time of single threads to the nanosecond, which a process of one short life needs: of all processes below
 /// one, and of the children that they had.
-pub(crate) fn cpu_of_tree(root: u32) -> Duration {
+pub fn cpu_of_tree(root: u32) -> Duration {
     let exact = |pid: u32| -> Duration {
         let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
             return Duration::ZERO; // it ended meanwhile; its parent has its time
@@ -171,13 +179,13 @@ pub(crate) fn cpu_of_tree(root: u32) -> Duration {
 
 /// Resident memory of a process, in bytes: all of it, and its proportional share.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Memory {
-    pub(crate) resident: u64,
-    pub(crate) proportional: u64,
+pub struct Memory {
+    pub resident: u64,
+    pub proportional: u64,
 }
 
 /// Reads `smaps_rollup`; as root, since the programs are not dumpable.
-pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
+pub fn memory(pid: u32) -> anyhow::Result<Memory> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| format!("could not read {path}"))?;
     let kib = |name: &str| {
@@ -199,14 +207,14 @@ pub(crate) fn memory(pid: u32) -> anyhow::Result<Memory> {
 
 /// Watches what of the machine programs take that are not below this one.
 #[derive(Debug)]
-pub(crate) struct Others {
+pub struct Others {
     since: Instant,
     busy: Duration,
     own: Duration,
 }
 
 impl Others {
-    pub(crate) fn watch() -> Self {
+    pub fn watch() -> Self {
         Self {
             since: Instant::now(),
             busy: busy(),
@@ -215,7 +223,7 @@ impl Others {
     }
 
     /// Percent of all processors since then.
-    pub(crate) fn percent(&self) -> f64 {
+    pub fn percent(&self) -> f64 {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let all = self.since.elapsed().as_secs_f64() * processors as f64;
         let others =
@@ -258,7 +266,7 @@ mod tests {
     fn a_name_with_brackets_and_blanks_hides_no_field() {
         let text = "42 (a) b (c)) S 7 1 1 0 -1 0 0 0 0 0 11 22 33 44 20 0 1 0 100";
         let stat = parse_stat(text).expect("whole");
-        assert_eq!(stat.parent, 7);
+        assert_eq!((stat.parent, stat.started), (7, 100));
         assert_eq!(stat.own, Duration::from_millis(330));
         assert_eq!(stat.children, Duration::from_millis(770));
         assert!(parse_stat("42 (a) S 7").is_none());
