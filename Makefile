@@ -10,7 +10,7 @@ PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-la
 # Named one by one: built together with the simulator, they would have its features too, like a clock that can be paused.
 PACKAGES := -p bulkhead-manager -p bulkhead-probe -p bulkhead-cli -p bulkhead-worker -p bulkhead-launcher
 
-.PHONY: all setup test test-interop test-rotation chaos planted demo compose-image compose-test lint bench bench-log clean
+.PHONY: all setup test test-interop test-rotation chaos soak planted demo compose-image compose-test lint bench bench-log clean
 
 all: setup
 	cargo build --release --locked $(PACKAGES) --bins
@@ -27,6 +27,7 @@ setup:
 # Test programs share what they compile with the debug build. `cargo test` rather than an extra runner: a fresh
 # toolchain has nothing else.
 test: setup
+	@bash scripts/setup.sh networks
 	cargo build --locked --workspace --bins
 	cargo test --locked --workspace --no-fail-fast
 
@@ -44,11 +45,26 @@ test-rotation: setup
 	cargo build --locked --workspace --bins
 	cargo test --locked -p bulkhead-tests --test rotations -- --ignored --nocapture
 
-# The simulated cluster on SEEDS seeds, in an optimised program of its own; the report is in chaos-report/.
+# The simulated cluster on SEEDS seeds, and MINUTES of everything on real programs where root runs it: within a quarter of an
+# hour. Reports are in chaos-report/ and chaos-report/live.
 SEEDS ?= 2000
-chaos: setup
+MINUTES ?= 3
+chaos: all
+	@bash scripts/setup.sh networks
 	cargo build --release --locked -p bulkhead-chaos
 	"$(TARGET_DIR)/$(HOST)/release/bulkhead-chaos" sim --seeds $(SEEDS)
+	if [ "$$(id -u)" = 0 ]; then \
+		"$(TARGET_DIR)/$(HOST)/release/bulkhead-chaos" live --bin "$(TARGET_DIR)/release" --minutes $(MINUTES) \
+			--report chaos-report/live; \
+	else echo "clusters of real programs need root: sudo make chaos" >&2; fi
+
+# Breaks clusters of real programs for HOURS, one campaign after the other, each on a seed of its own; reports are in
+# soak-report/. The first one that finds something ends it.
+HOURS ?= 1
+soak: all
+	@bash scripts/setup.sh networks
+	cargo build --release --locked -p bulkhead-chaos
+	BULKHEAD_BIN="$(TARGET_DIR)/release" bash scripts/soak.sh "$(TARGET_DIR)/$(HOST)/release/bulkhead-chaos" $(HOURS)
 
 # Bugs that are switched on, one at a time: each has to be found, and by how many seeds.
 planted: setup

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the build needs and a Rust toolchain does not bring: libseccomp's static archive, and a C compiler.
+# Installs what the build needs and a Rust toolchain does not bring: libseccomp's static archive, and a C compiler. With
+# `networks` also what makes and cuts the networks of chaos runs: `ip` and `nft`.
 set -eu
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 1; }
@@ -13,6 +14,11 @@ archive() {
     compgen -G '/usr/lib/*/libseccomp.a' >/dev/null || [ -e /usr/lib/libseccomp.a ]
 }
 archive || missing+=(libseccomp-dev)
+if [ "${1:-}" = networks ] && [ "$(id -u)" = 0 ]; then # without root there are no such runs
+    PATH=$PATH:/usr/sbin:/sbin
+    command -v ip >/dev/null || missing+=(iproute2)
+    command -v nft >/dev/null || missing+=(nftables)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 install="apt-get install -y --no-install-recommends ${missing[*]}"

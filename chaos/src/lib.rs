@@ -1,9 +1,11 @@
 //! Fault injection and checking.
 //!
-//! [`sim`] is the first of three levels: a whole cluster of real replicas, with their real log store, in one thread, where
-//! one seed decides every delay, fault and election. The live levels come beside it.
+//! [`sim`] is a whole cluster of real replicas, with their real log store, in one thread, where one seed decides every
+//! delay, fault and election. [`live`] breaks clusters of real programs, with the same checkers and the same report.
 
 pub mod check;
+pub mod live;
+pub mod live_command;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod report;

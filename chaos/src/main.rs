@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bulkhead_chaos::live::{self, Ground, Plan};
+use bulkhead_chaos::live_command::{self, Options, Work};
 use bulkhead_chaos::report::Verdict;
 use bulkhead_chaos::sim_command::{self, Simulation};
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum as _};
 
 /// What this program could not do is none of the cluster's faults.
 const HARNESS: u8 = 3;
@@ -24,6 +26,19 @@ struct Arguments {
 enum Command {
     /// Simulated clusters: real replicas over their real log store, in one process, on one seed each.
     Sim(Sim),
+    /// A cluster of real programs on this machine, each node in a network namespace of its own; or one that was made with
+    /// --lab, by its context. Needs root, `ip` and `nft`.
+    Live(Live),
+    /// A cluster of docker-compose: one of its own, or one that runs. Needs root, docker, docker-compose and `nft`.
+    Compose(Compose),
+    /// A scenario of your own, from a file: docs/operations/chaos.md.
+    Run(Run),
+    /// Takes back whatever a run that was killed left behind.
+    Cleanup {
+        /// The folder of the journals.
+        #[arg(long, value_name = "FOLDER", default_value = live::FOLDER)]
+        state: PathBuf,
+    },
     /// Switches bugs on, one after the other, and counts the seeds of the simulation that find each.
     #[cfg(feature = "planted")]
     Planted(Planted),
@@ -38,6 +53,99 @@ struct Planted {
     /// Seeds that may be tried for each.
     #[arg(long, value_name = "N", default_value_t = 2_000)]
     seeds: u64,
+}
+
+/// What is done, for how long.
+#[derive(Debug, clap::Args)]
+struct Drawn {
+    /// What the campaign is about.
+    #[arg(long, value_enum, default_value_t = Plan::Mixed)]
+    plan: Plan,
+    /// For so long.
+    #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = minutes)]
+    minutes: f64,
+    /// The faults are drawn from this seed; a new one for each run unless given.
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+}
+
+/// Where everything goes.
+#[derive(Debug, clap::Args)]
+struct Places {
+    /// The folder of the report.
+    #[arg(long, value_name = "FOLDER", default_value = "chaos-report")]
+    report: PathBuf,
+    /// The folder of the journal, from which `cleanup` takes back what a killed run left.
+    #[arg(long, value_name = "FOLDER", default_value = live::FOLDER)]
+    state: PathBuf,
+    /// The folder of the cluster's programs; that of this program unless given.
+    #[arg(long, value_name = "FOLDER")]
+    bin: Option<PathBuf>,
+    /// Where the cluster's own folder is made; the folder for temporary files unless given.
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Live {
+    /// Managers and workers, as 3+3.
+    #[arg(long, value_name = "M+W", default_value = "3+3", value_parser = nodes)]
+    nodes: (u8, u8),
+    /// Breaks the cluster of this context in place of a new one; it must have been made with --lab.
+    #[arg(long, value_name = "CONTEXT", conflicts_with = "nodes")]
+    target: Option<String>,
+    #[command(flatten)]
+    drawn: Drawn,
+    #[command(flatten)]
+    places: Places,
+}
+
+#[derive(Debug, clap::Args)]
+struct Compose {
+    /// The compose file.
+    #[arg(long, value_name = "FILE", default_value = "chaos/compose/docker-compose.yml")]
+    file: PathBuf,
+    /// A project that runs, made with --lab; one is made, and removed, unless given.
+    #[arg(long, value_name = "NAME")]
+    project: Option<String>,
+    #[command(flatten)]
+    drawn: Drawn,
+    #[command(flatten)]
+    places: Places,
+}
+
+#[derive(Debug, clap::Args)]
+struct Run {
+    /// The scenario, YAML.
+    scenario: PathBuf,
+    /// Breaks the cluster of this context in place of a new one; it must have been made with --lab.
+    #[arg(long, value_name = "CONTEXT", conflicts_with = "compose")]
+    target: Option<String>,
+    /// Breaks a cluster of this compose file in place of one in namespaces.
+    #[arg(long, value_name = "FILE")]
+    compose: Option<PathBuf>,
+    /// With --compose: a project that runs.
+    #[arg(long, value_name = "NAME", requires = "compose")]
+    project: Option<String>,
+    #[command(flatten)]
+    places: Places,
+}
+
+/// At most a day.
+fn minutes(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if (0.3..=1_440.0).contains(&number) {
+        return Ok(number);
+    }
+    Err("from 0.3 to 1440".to_owned())
+}
+
+fn nodes(text: &str) -> Result<(u8, u8), String> {
+    let parsed = text.split_once('+').and_then(|(managers, workers)| {
+        let counts = (managers.parse::<u8>().ok()?, workers.parse::<u8>().ok()?);
+        ((1..=9).contains(&counts.0) && counts.1 <= 32).then_some(counts)
+    });
+    parsed.ok_or_else(|| "managers and workers, as 3+3: 1 to 9 and at most 32".to_owned())
 }
 
 #[derive(Debug, clap::Args)]
@@ -82,6 +190,12 @@ fn main() -> ExitCode {
     };
     let ended = match arguments.command {
         Command::Sim(sim) => simulate(sim),
+        Command::Live(live) => break_live(live),
+        Command::Compose(compose) => break_compose(compose),
+        Command::Run(scenario) => run_scenario(scenario),
+        Command::Cleanup { state } => {
+            live::clean_up(&state, &mut std::io::stdout().lock()).map(|()| Verdict::Pass)
+        }
         #[cfg(feature = "planted")]
         Command::Planted(planted) => find(&planted),
     };
@@ -132,4 +246,113 @@ fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
         report: sim.report,
     };
     sim_command::run(&simulation, &mut std::io::stdout().lock())
+}
+
+fn break_live(live: Live) -> anyhow::Result<Verdict> {
+    let programs = programs(live.places.bin.as_ref())?;
+    let (managers, workers) = live.nodes;
+    let (ground, which) = match live.target {
+        Some(name) => (context(&name, &programs)?, format!("--target {name}")),
+        None => {
+            let ground = Ground::Namespaces {
+                programs,
+                managers,
+                workers,
+                disk: None,
+            };
+            (ground, format!("--nodes {managers}+{workers}"))
+        }
+    };
+    drawn(ground, &format!("live {which}"), &live.drawn, live.places)
+}
+
+fn break_compose(compose: Compose) -> anyhow::Result<Verdict> {
+    let which = compose
+        .project
+        .as_ref()
+        .map_or(String::new(), |name| format!(" --project {name}"));
+    let line = format!("compose --file {}{which}", compose.file.display());
+    let ground = Ground::Compose {
+        file: compose.file,
+        project: compose.project,
+    };
+    drawn(ground, &line, &compose.drawn, compose.places)
+}
+
+fn drawn(ground: Ground, line: &str, drawn: &Drawn, places: Places) -> anyhow::Result<Verdict> {
+    let seed = drawn.seed.unwrap_or_else(|| std::process::id().into()); // another one for each run; the report names it
+    let plan = drawn
+        .plan
+        .to_possible_value()
+        .map_or(String::new(), |it| it.get_name().to_owned());
+    let replay = format!(
+        "bulkhead-chaos {line} --plan {plan} --minutes {} --seed {seed}",
+        drawn.minutes
+    );
+    let work = Work::Drawn {
+        plan: drawn.plan,
+        seed,
+        length: std::time::Duration::from_secs_f64(drawn.minutes * 60.0),
+    };
+    live_command::run(options(ground, places, replay), &work)
+}
+
+fn run_scenario(run: Run) -> anyhow::Result<Verdict> {
+    let programs = programs(run.places.bin.as_ref())?;
+    let mut line = format!("bulkhead-chaos run {}", run.scenario.display());
+    let ground = match (run.target, run.compose) {
+        (Some(name), _) => {
+            line.push_str(&format!(" --target {name}"));
+            context(&name, &programs)?
+        }
+        (None, Some(file)) => {
+            line.push_str(&format!(" --compose {}", file.display()));
+            Ground::Compose {
+                file,
+                project: run.project,
+            }
+        }
+        (None, None) => Ground::Namespaces {
+            programs,
+            managers: 3,
+            workers: 2,
+            disk: None,
+        },
+    };
+    live_command::run(options(ground, run.places, line), &Work::Written(run.scenario))
+}
+
+fn options(ground: Ground, places: Places, replay: String) -> Options {
+    Options {
+        ground,
+        report: places.report,
+        state: places.state,
+        below: places.folder.unwrap_or_else(std::env::temp_dir),
+        replay,
+    }
+}
+
+/// The folder of the programs: the one that is named, or this one's own.
+fn programs(named: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    use anyhow::Context as _;
+    if let Some(folder) = named {
+        return Ok(folder.clone());
+    }
+    let own = std::env::current_exe().context("this program has no path")?;
+    Ok(own.parent().map(PathBuf::from).unwrap_or_default())
+}
+
+/// The context of this name, where the command line keeps them.
+fn context(name: &str, programs: &std::path::Path) -> anyhow::Result<Ground> {
+    use anyhow::Context as _;
+    anyhow::ensure!(!name.contains(['/', '.']), "'{name}' is no context's name");
+    let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".config"));
+    let config = config
+        .or_else(home)
+        .context("neither XDG_CONFIG_HOME nor HOME says where contexts are")?;
+    Ok(Ground::Context {
+        folder: config.join("bulkhead/contexts").join(name),
+        program: programs.join("bulkhead"),
+    })
 }

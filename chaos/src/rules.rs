@@ -42,6 +42,14 @@ pub enum Rule {
     RotationEnds,
     /// Whoever was away during a rotation comes back by itself.
     EveryoneComesBack,
+    /// A task runs on while nothing that it needs is struck.
+    TasksRunOn,
+    /// The value of a secret is in no file and in no log.
+    SecretsStaySecret,
+    /// When the cluster was removed, nothing of it is left.
+    NothingIsLeft,
+    /// What a scenario expects.
+    Expected,
 }
 
 impl Rule {
@@ -72,6 +80,23 @@ impl Rule {
         Rule::RotationEnds,
         Rule::EveryoneComesBack,
     ];
+    /// Every rule that a cluster of real programs can break.
+    pub const OF_PROGRAMS: &[Rule] = &[
+        Rule::AcknowledgedIsKept,
+        Rule::OneStatePerIndex,
+        Rule::OneLeaderPerTerm,
+        Rule::FreshReads,
+        Rule::Linearizable,
+        Rule::NoPanic,
+        Rule::StartsAgain,
+        Rule::ServesAgain,
+        Rule::Converges,
+        Rule::RotationEnds,
+        Rule::TasksRunOn,
+        Rule::SecretsStaySecret,
+        Rule::NothingIsLeft,
+        Rule::Expected,
+    ];
 
     /// The rule in words.
     pub fn says(self) -> &'static str {
@@ -93,6 +118,10 @@ impl Rule {
             Self::NothingOfADroppedRoot => "no certificate of a dropped root is committed",
             Self::RotationEnds => "a rotation ends by its deadline, with its own root alone",
             Self::EveryoneComesBack => "whoever was away during a rotation comes back by itself",
+            Self::TasksRunOn => "a task runs on while nothing that it needs is struck",
+            Self::SecretsStaySecret => "a secret's value is in no file and in no log",
+            Self::NothingIsLeft => "when the cluster is removed, nothing of it is left",
+            Self::Expected => "what the scenario expects comes true",
         }
     }
 }

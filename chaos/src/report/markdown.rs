@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Document, Held, Verdict};
+use super::{Covered, Document, Held, Judged, Verdict};
 
 pub(super) fn page(document: &Document) -> String {
     let mut page = String::new();
@@ -18,11 +18,7 @@ fn write(document: &Document, page: &mut String) -> std::fmt::Result {
         shown,
         ..
     } = document;
-    let verdict = match document.verdict {
-        Verdict::Pass => "pass: every rule held",
-        Verdict::Violation => "violation: a rule was broken",
-        Verdict::Coverage => "coverage not reached: every rule held, but too little was tried",
-    };
+    let verdict = says(document.verdict);
     writeln!(page, "# {}: {verdict}\n", document.level)?;
     writeln!(
         page,
@@ -34,41 +30,15 @@ fn write(document: &Document, page: &mut String) -> std::fmt::Result {
         seeds.took_s,
         seeds.simulated_s / seeds.took_s.max(0.001)
     )?;
-    writeln!(
-        page,
-        "Program: version {}, commit {}, SHA-256 {}.\n",
-        program.version, program.commit, program.sha256
-    )?;
-    writeln!(page, "| rule | held | evidence |\n|---|---|---|")?;
-    for rule in &document.rules {
-        let held = match rule.held {
-            Held::Pass => "yes",
-            Held::Fail => "**no**",
-            Held::Unknown => "not put to the test",
-        };
-        let more = match rule.evidence.len() {
-            0 => String::new(),
-            1 => rule.evidence[0].clone(),
-            more => format!("{} (and {} more)", rule.evidence[0], more - 1),
-        };
-        writeln!(page, "| {} | {held} | {} |", rule.says, more.replace('|', "\\|"))?;
-    }
+    writeln!(page, "{program}\n")?;
+    rules(page, &document.rules)?;
     let counts = &document.counts;
     writeln!(
         page,
         "\nOperations: {} writes acknowledged, {} refused, {} of unknown outcome; {} conditional writes won; {} reads.\n",
         counts.accepted, counts.refused, counts.unknown, counts.swaps, counts.reads
     )?;
-    if !document.coverage.is_empty() {
-        writeln!(page, "| tried | times | at least |\n|---|---|---|")?;
-        for covered in &document.coverage {
-            writeln!(
-                page,
-                "| {} | {} | {} |",
-                covered.what, covered.count, covered.least
-            )?;
-        }
-    }
+    covered(page, &document.coverage)?;
     writeln!(
         page,
         "\n## Seed {}\n\nTrace digest {}. To run it again:\n\n    {}\n",
@@ -100,6 +70,50 @@ fn write(document: &Document, page: &mut String) -> std::fmt::Result {
         for line in &shown.last_lines {
             writeln!(page, "    {line}")?;
         }
+    }
+    Ok(())
+}
+
+/// A verdict in words.
+pub(crate) fn says(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass: every rule held",
+        Verdict::Violation => "violation: a rule was broken",
+        Verdict::Coverage => "coverage not reached: every rule held, but too little was tried",
+    }
+}
+
+/// The table of rules.
+pub(crate) fn rules(page: &mut String, rules: &[Judged]) -> std::fmt::Result {
+    writeln!(page, "| rule | held | evidence |\n|---|---|---|")?;
+    for rule in rules {
+        let held = match rule.held {
+            Held::Pass => "yes",
+            Held::Fail => "**no**",
+            Held::Unknown => "not put to the test",
+        };
+        let more = match rule.evidence.len() {
+            0 => String::new(),
+            1 => rule.evidence[0].clone(),
+            more => format!("{} (and {} more)", rule.evidence[0], more - 1),
+        };
+        writeln!(page, "| {} | {held} | {} |", rule.says, more.replace('|', "\\|"))?;
+    }
+    Ok(())
+}
+
+/// The table of what was tried, where there is one.
+pub(crate) fn covered(page: &mut String, coverage: &[Covered]) -> std::fmt::Result {
+    if coverage.is_empty() {
+        return Ok(());
+    }
+    writeln!(page, "| tried | times | at least |\n|---|---|---|")?;
+    for covered in coverage {
+        writeln!(
+            page,
+            "| {} | {} | {} |",
+            covered.what, covered.count, covered.least
+        )?;
     }
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! What is left of a run for people and programs: a folder with `report.json`, `report.md`, `timeline.svg` and
 //! `timeline.png`.
 
-mod markdown;
-mod picture;
+pub(crate) mod markdown;
+pub(crate) mod picture;
 mod spans;
-mod timeline;
+pub(crate) mod timeline;
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -13,7 +13,6 @@ use std::path::Path;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use picture::Picture;
 use spans::{Span, spans};
 
 use crate::rules::{Rule, Violation};
@@ -48,7 +47,7 @@ impl Verdict {
 /// Whether a rule held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Held {
+pub(crate) enum Held {
     /// It did.
     Pass,
     /// It did not.
@@ -59,11 +58,51 @@ enum Held {
 
 /// A rule, whether it held, and what shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Judged {
-    rule: Rule,
-    says: &'static str,
-    held: Held,
-    evidence: Vec<String>,
+pub(crate) struct Judged {
+    pub(crate) rule: Rule,
+    pub(crate) says: &'static str,
+    pub(crate) held: Held,
+    pub(crate) evidence: Vec<String>,
+}
+
+impl Judged {
+    /// A rule with what broke it; whether it was put to the test is of weight only where nothing did.
+    pub(crate) fn new(rule: Rule, tried: bool, evidence: Vec<String>) -> Self {
+        Self {
+            rule,
+            says: rule.says(),
+            held: match (evidence.is_empty(), tried) {
+                (false, _) => Held::Fail,
+                (true, true) => Held::Pass,
+                (true, false) => Held::Unknown,
+            },
+            evidence,
+        }
+    }
+}
+
+/// How runs ended, by their rules and by what was tried.
+pub(crate) fn verdict(broken: bool, coverage: &[Covered]) -> Verdict {
+    let too_little = coverage.iter().any(|it| it.count < it.least);
+    match (broken, too_little) {
+        (true, _) => Verdict::Violation,
+        (false, true) => Verdict::Coverage,
+        (false, false) => Verdict::Pass,
+    }
+}
+
+/// Writes the files of a report; those of one before are replaced.
+pub(crate) fn write(
+    folder: &Path,
+    json: &impl Serialize,
+    markdown: &str,
+    picture: &picture::Picture,
+) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("report.json"), serde_json::to_vec_pretty(json)?)?;
+    fs::write(folder.join("report.md"), markdown)?;
+    fs::write(folder.join("timeline.svg"), picture.svg())?;
+    fs::write(folder.join("timeline.png"), picture.png()?)
 }
 
 /// How often something was tried, and how often it had to be.
@@ -105,6 +144,20 @@ impl Program {
             commit: env!("BULKHEAD_COMMIT"),
             sha256: hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
         })
+    }
+}
+
+impl std::fmt::Display for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            version,
+            commit,
+            sha256,
+        } = self;
+        write!(
+            f,
+            "Program: version {version}, commit {commit}, SHA-256 {sha256}."
+        )
     }
 }
 
@@ -157,14 +210,15 @@ impl Shown {
         }
     }
 
-    fn picture(&self) -> Picture {
-        timeline::draw(
+    fn picture(&self) -> picture::Picture {
+        timeline::of_simulation(
             self.plan.members,
             self.elapsed_us,
             &self.events,
             &self.faults,
             &self.violations,
         )
+        .draw()
     }
 }
 
@@ -192,17 +246,12 @@ impl Document {
         broken: &[(u64, Violation)],
         shown: Shown,
     ) -> Self {
-        let too_little = coverage.iter().any(|it| it.count < it.least);
         let rules = Rule::OF_STATE.iter().map(|rule| judge(*rule, &counts, broken));
         Self {
             schema: SCHEMA,
             level: "core simulation",
             program,
-            verdict: match (seeds.failed.is_empty(), too_little) {
-                (false, _) => Verdict::Violation,
-                (true, true) => Verdict::Coverage,
-                (true, false) => Verdict::Pass,
-            },
+            verdict: verdict(!seeds.failed.is_empty(), &coverage),
             rules: rules.collect(),
             seeds,
             counts,
@@ -226,12 +275,7 @@ impl Document {
     /// # Errors
     /// Where the folder or a file cannot be written.
     pub fn write(&self, folder: &Path) -> io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let picture = self.shown.picture();
-        fs::write(folder.join("report.json"), serde_json::to_vec_pretty(self)?)?;
-        fs::write(folder.join("report.md"), self.markdown())?;
-        fs::write(folder.join("timeline.svg"), picture.svg())?;
-        fs::write(folder.join("timeline.png"), picture.png()?)
+        write(folder, self, &self.markdown(), &self.shown.picture())
     }
 }
 
@@ -252,16 +296,7 @@ fn judge(rule: Rule, counts: &Counts, broken: &[(u64, Violation)]) -> Judged {
         .filter(|(_, violation)| violation.rule == rule)
         .map(|(seed, violation)| format!("seed {seed}, {} us: {}", violation.at_us, violation.evidence))
         .collect();
-    Judged {
-        rule,
-        says: rule.says(),
-        held: match (evidence.is_empty(), tried) {
-            (false, _) => Held::Fail,
-            (true, true) => Held::Pass,
-            (true, false) => Held::Unknown,
-        },
-        evidence,
-    }
+    Judged::new(rule, tried, evidence)
 }
 
 #[cfg(test)]

@@ -15,10 +15,10 @@ use embedded_graphics::primitives::{PrimitiveStyle, Rectangle};
 use embedded_graphics::text::{Baseline, Text};
 
 /// Pixels of one letter in both drawings.
-pub(super) const LETTER: (u32, u32) = (7, 13);
+pub(crate) const LETTER: (u32, u32) = (7, 13);
 
 /// A colour: red, green, blue.
-pub(super) type Colour = [u8; 3];
+pub(crate) type Colour = [u8; 3];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Shape {
@@ -36,14 +36,14 @@ enum Shape {
 
 /// A picture of a size, on white. Later shapes cover earlier ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Picture {
+pub(crate) struct Picture {
     size: (u32, u32),
     shapes: Vec<Shape>,
 }
 
 impl Picture {
     /// Nothing drawn yet.
-    pub(super) fn new(width: u32, height: u32) -> Self {
+    pub(crate) fn new(width: u32, height: u32) -> Self {
         Self {
             size: (width, height),
             shapes: Vec::new(),
@@ -51,13 +51,13 @@ impl Picture {
     }
 
     /// A filled box; one without width is drawn one pixel wide.
-    pub(super) fn fill(&mut self, at: (u32, u32), size: (u32, u32), colour: Colour) {
+    pub(crate) fn fill(&mut self, at: (u32, u32), size: (u32, u32), colour: Colour) {
         let size = (size.0.max(1), size.1.max(1));
         self.shapes.push(Shape::Box { at, size, colour });
     }
 
     /// Words from their upper left corner; what is no ASCII is a question mark.
-    pub(super) fn words(&mut self, at: (u32, u32), words: &str, colour: Colour) {
+    pub(crate) fn words(&mut self, at: (u32, u32), words: &str, colour: Colour) {
         let words = words
             .chars()
             .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' });
@@ -69,7 +69,7 @@ impl Picture {
     }
 
     /// The picture as SVG 1.1.
-    pub(super) fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         let (width, height) = self.size;
         let mut text = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" \
@@ -105,7 +105,7 @@ impl Picture {
     ///
     /// # Errors
     /// Where it is too large to encode.
-    pub(super) fn png(&self) -> io::Result<Vec<u8>> {
+    pub(crate) fn png(&self) -> io::Result<Vec<u8>> {
         let mut canvas = Canvas {
             size: Size::new(self.size.0, self.size.1),
             pixels: vec![255; self.size.0 as usize * self.size.1 as usize * 3],

@@ -1,4 +1,4 @@
-//! One picture of a run: a lane for each member with its program and its leadership, faults behind them, broken rules on
+//! One picture of a run: a lane for each node with its program and its leadership, faults behind them, broken rules on
 //! top.
 
 use super::picture::{Colour, LETTER, Picture};
@@ -7,88 +7,170 @@ use crate::rules::Violation;
 use crate::sim::{Event, What};
 
 const WIDTH: u32 = 1_200;
-const LEFT: u32 = 60;
+const RIGHT: u32 = 10;
 const TOP: u32 = 24;
 const LANE: u32 = 30;
 const BAR: u32 = 14;
-const LEGEND: u32 = 3 * 18;
+/// Below the main bar of a lane.
+const THIN: u32 = 4;
+const LEGEND_ROW: u32 = 18;
+/// Numbers of strikes that would cover each other stand below each other.
+const ROWS: u32 = 3;
+/// More lanes are not to be told apart.
+const LANES: usize = 64;
 
-const INK: Colour = [40, 40, 40];
-const RUNS: Colour = [150, 180, 205];
-const LEADS: Colour = [25, 90, 160];
-const FAULT: Colour = [253, 235, 208];
-const FAULT_EDGE: Colour = [220, 130, 30];
-const WELL: Colour = [60, 150, 80];
-const BROKEN: Colour = [200, 20, 40];
+pub(crate) const INK: Colour = [40, 40, 40];
+pub(crate) const RUNS: Colour = [150, 180, 205];
+pub(crate) const LEADS: Colour = [25, 90, 160];
+pub(crate) const FAULT: Colour = [253, 235, 208];
+pub(crate) const FAULT_EDGE: Colour = [220, 130, 30];
+pub(crate) const WELL: Colour = [60, 150, 80];
+pub(crate) const BROKEN: Colour = [200, 20, 40];
 const GRID: Colour = [225, 225, 225];
 
-/// Draws a run of so many members that took so long.
-pub(super) fn draw(
+/// A bar of a lane, from when to when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bar {
+    pub(crate) from_us: u64,
+    pub(crate) to_us: u64,
+    pub(crate) colour: Colour,
+}
+
+/// What one node, or something else of the run, did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lane {
+    pub(crate) name: String,
+    pub(crate) bars: Vec<Bar>,
+    /// Thin ones, below.
+    pub(crate) thin: Vec<Bar>,
+    /// Moments.
+    pub(crate) marks: Vec<(u64, Colour)>,
+    /// Words, each from its moment on.
+    pub(crate) words: Vec<(u64, String)>,
+}
+
+/// A fault: in these lanes, or in all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shade {
+    pub(crate) number: u32,
+    pub(crate) lanes: Vec<usize>,
+    pub(crate) from_us: u64,
+    pub(crate) to_us: u64,
+}
+
+/// All that a picture shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Timeline {
+    pub(crate) length_us: u64,
+    pub(crate) lanes: Vec<Lane>,
+    pub(crate) shades: Vec<Shade>,
+    /// Lines through all lanes.
+    pub(crate) lines: Vec<(u64, Colour)>,
+    /// What each colour means.
+    pub(crate) legend: Vec<(Colour, String)>,
+}
+
+impl Timeline {
+    /// The picture.
+    pub(crate) fn draw(&self) -> Picture {
+        let lanes = &self.lanes[..self.lanes.len().min(LANES)];
+        let longest = lanes.iter().map(|lane| lane.name.len()).max().unwrap_or_default();
+        let left = 16 + u32::try_from(longest).unwrap_or(0) * LETTER.0;
+        let count = u32::try_from(lanes.len()).unwrap_or(0);
+        let labels = TOP + count * LANE + 4;
+        let legend_rows = u32::try_from(self.legend.len().div_ceil(2)).unwrap_or(0);
+        let mut picture = Picture::new(WIDTH, labels + ROWS * 14 + 22 + legend_rows * LEGEND_ROW);
+        let length = self.length_us.max(1);
+        let x = |at_us: u64| {
+            let along = u64::from(WIDTH - left - RIGHT) * at_us.min(length) / length;
+            left + u32::try_from(along).unwrap_or(0)
+        };
+        let y = |lane: usize| TOP + u32::try_from(lane).unwrap_or(0) * LANE;
+        for shade in &self.shades {
+            let (from, to) = (x(shade.from_us), x(shade.to_us));
+            if shade.lanes.is_empty() {
+                picture.fill((from, TOP), (to - from, count * LANE), FAULT);
+            }
+            for lane in shade.lanes.iter().filter(|lane| **lane < lanes.len()) {
+                picture.fill((from, y(*lane)), (to - from, LANE), FAULT);
+            }
+        }
+        let seconds = self.length_us / 1_000_000;
+        for second in (0..=seconds).filter(|second| second % (1 + seconds / 12) == 0) {
+            let at = x(second * 1_000_000);
+            picture.fill((at, TOP), (1, count * LANE), GRID);
+            picture.words((at + 2, TOP - LETTER.1 - 2), &format!("{second} s"), INK);
+        }
+        for shade in &self.shades {
+            let from = x(shade.from_us);
+            picture.fill((from, TOP), (1, count * LANE + 4), FAULT_EDGE);
+            let row = shade.number % ROWS;
+            picture.words((from, labels + row * 14), &shade.number.to_string(), FAULT_EDGE);
+        }
+        for (at, lane) in lanes.iter().enumerate() {
+            let top = y(at) + (LANE - BAR) / 2 - 2;
+            picture.words((8, top), &lane.name, INK);
+            for (bars, top, height) in [(&lane.bars, top, BAR), (&lane.thin, top + BAR + 1, THIN)] {
+                for bar in bars {
+                    let (from, to) = (x(bar.from_us), x(bar.to_us));
+                    picture.fill((from, top), (to.saturating_sub(from), height), bar.colour);
+                }
+            }
+            for (moment, words) in &lane.words {
+                picture.words((x(*moment) + 2, top), words, INK);
+            }
+            for (moment, colour) in &lane.marks {
+                picture.fill((x(*moment).saturating_sub(1), y(at)), (3, LANE), *colour);
+            }
+        }
+        for (at_us, colour) in &self.lines {
+            picture.fill(
+                (x(*at_us).saturating_sub(1), TOP - 6),
+                (3, count * LANE + 10),
+                *colour,
+            );
+        }
+        for (at, (colour, words)) in (0_u32..).zip(&self.legend) {
+            let (column, row) = (at % 2, at / 2);
+            let (x, y) = (left + column * 560, labels + ROWS * 14 + 10 + row * LEGEND_ROW);
+            picture.fill((x, y), (14, 12), *colour);
+            picture.words((x + 20, y), words, INK);
+        }
+        picture
+    }
+}
+
+/// What a picture of a simulated run of so many members shows.
+pub(super) fn of_simulation(
     members: u64,
     elapsed_us: u64,
     events: &[Event],
     spans: &[Span],
     broken: &[Violation],
-) -> Picture {
-    let members = u32::try_from(members).unwrap_or(u32::MAX).min(64);
-    let foot = TOP + members * LANE;
-    // Numbers of strikes that would cover each other stand below each other.
-    let rows = 3;
-    let labels = foot + 4;
-    let mut picture = Picture::new(WIDTH, labels + rows * 14 + 22 + LEGEND);
-    let x = |at_us: u64| {
-        let width = u64::from(WIDTH - LEFT - 10);
-        LEFT + u32::try_from(at_us.min(elapsed_us) * width / elapsed_us.max(1)).unwrap_or(0)
-    };
-    for span in spans {
-        let (from, to) = (x(span.start_us), x(span.end_us));
-        // What hits one member is behind its own lane.
-        let (lane, lanes) = match span.member.map(|member| u32::try_from(member - 1)) {
-            Some(Ok(lane)) if lane < members => (lane, 1),
-            _ => (0, members),
+) -> Timeline {
+    let lane = |member| {
+        let bar = |(from_us, to_us, leads)| Bar {
+            from_us,
+            to_us,
+            colour: if leads { LEADS } else { RUNS },
         };
-        picture.fill((from, TOP + lane * LANE), (to - from, lanes * LANE), FAULT);
-    }
-    let seconds = elapsed_us / 1_000_000;
-    for second in 0..=seconds {
-        if second % (1 + seconds / 12) == 0 {
-            let at = x(second * 1_000_000);
-            picture.fill((at, TOP), (1, members * LANE), GRID);
-            picture.words((at + 2, TOP - LETTER.1 - 2), &format!("{second} s"), INK);
+        Lane {
+            name: format!("m{member}"),
+            bars: bars(member, elapsed_us, events).into_iter().map(bar).collect(),
+            ..Lane::default()
         }
-    }
-    for span in spans {
-        let from = x(span.start_us);
-        picture.fill((from, TOP), (1, members * LANE + 4), FAULT_EDGE);
-        let row = span.number % rows;
-        picture.words((from, labels + row * 14), &span.number.to_string(), FAULT_EDGE);
-    }
-    for lane in 0..members {
-        let member = u64::from(lane) + 1;
-        let y = TOP + lane * LANE + (LANE - BAR) / 2;
-        picture.words((8, y), &format!("m{member}"), INK);
-        for (from, to, leads) in bars(member, elapsed_us, events) {
-            let (from, to) = (x(from), x(to));
-            let colour = if leads { LEADS } else { RUNS };
-            picture.fill((from, y), (to - from, BAR), colour);
-        }
-    }
-    for event in events.iter().filter(|it| it.what == What::AllIsWell) {
-        picture.fill((x(event.at_us), TOP), (2, members * LANE), WELL);
-    }
-    for violation in broken {
-        picture.fill(
-            (x(violation.at_us).saturating_sub(1), TOP - 6),
-            (3, members * LANE + 10),
-            BROKEN,
-        );
-    }
-    legend(&mut picture, labels + rows * 14 + 10);
-    picture
-}
-
-fn legend(picture: &mut Picture, y: u32) {
-    let entries: [(Colour, &str); 6] = [
+    };
+    // What hits one member is behind its own lane.
+    let of = |member: u64| usize::try_from(member - 1).ok();
+    let shade = |span: &Span| Shade {
+        number: span.number,
+        lanes: span.member.and_then(of).into_iter().collect(),
+        from_us: span.start_us,
+        to_us: span.end_us,
+    };
+    let well = events.iter().filter(|it| it.what == What::AllIsWell);
+    let well = well.map(|event| (event.at_us, WELL));
+    let legend = [
         (RUNS, "program runs"),
         (LEADS, "leads"),
         (FAULT, "a fault lasts: of one member, or of all"),
@@ -96,11 +178,12 @@ fn legend(picture: &mut Picture, y: u32) {
         (WELL, "all faults are taken back"),
         (BROKEN, "a rule was broken"),
     ];
-    for (at, (colour, words)) in (0_u32..).zip(entries) {
-        let (column, row) = (at % 2, at / 2);
-        let x = LEFT + column * 560;
-        picture.fill((x, y + row * 18), (14, 12), colour);
-        picture.words((x + 20, y + row * 18), words, INK);
+    Timeline {
+        length_us: elapsed_us,
+        lanes: (1..=members).map(lane).collect(),
+        shades: spans.iter().map(shade).collect(),
+        lines: well.chain(broken.iter().map(|it| (it.at_us, BROKEN))).collect(),
+        legend: legend.map(|(colour, words)| (colour, words.to_owned())).to_vec(),
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod audit;
 mod canary;
+mod chaos;
 mod clone;
 mod crash;
 mod damage;

@@ -1,0 +1,216 @@
+//! What can be done to a running cluster, and to whom.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// A fault. Each lasts for a while, and its end takes it back, but for those that are over when they are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The node dies: every process of it at once. It starts again in the end.
+    Kill,
+    /// Its program is asked to end, and starts again in the end.
+    Stop,
+    /// Of a worker: its agent dies alone, and its launcher starts another one. Over at once.
+    KillAgent,
+    /// Every process of it stands still, and goes on in the end.
+    Pause,
+    /// Nothing comes to it from other nodes, and nothing from it to them.
+    Isolate,
+    /// Of a worker: its network is unplugged, for its clients, too. In a container it may come back with another address.
+    Disconnect,
+    /// It hears no other node; they hear it.
+    Deaf,
+    /// No other node hears it; it hears them.
+    Mute,
+    /// Two halves of the nodes do not hear each other; it is in the smaller one.
+    Split,
+    /// As a split, but for one manager that hears both sides, and is heard.
+    Bridge,
+    /// Each manager hears its two neighbours alone.
+    Ring,
+    /// One frame in five to each node is lost.
+    Loss,
+    /// Connections to it are reset as soon as something is sent over them.
+    Reset,
+    /// Connections to it are slow: each piece comes late.
+    Delay,
+    /// Connections to it change a byte now and then.
+    Corrupt,
+    /// Its disk is full.
+    DiskFull,
+    /// The root of the cluster is rotated. Over at once: the cluster carries on by itself.
+    RotateRoot,
+    /// A worker is drained, and takes tasks again in the end.
+    Drain,
+}
+
+impl Fault {
+    /// Every one.
+    pub const ALL: &[Fault] = &[
+        Self::Kill,
+        Self::Stop,
+        Self::KillAgent,
+        Self::Pause,
+        Self::Isolate,
+        Self::Disconnect,
+        Self::Deaf,
+        Self::Mute,
+        Self::Split,
+        Self::Bridge,
+        Self::Ring,
+        Self::Loss,
+        Self::Reset,
+        Self::Delay,
+        Self::Corrupt,
+        Self::DiskFull,
+        Self::RotateRoot,
+        Self::Drain,
+    ];
+
+    /// Its name, as scenarios and reports have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::KillAgent => "kill-agent",
+            Self::Pause => "pause",
+            Self::Isolate => "isolate",
+            Self::Disconnect => "disconnect",
+            Self::Deaf => "deaf",
+            Self::Mute => "mute",
+            Self::Split => "split",
+            Self::Bridge => "bridge",
+            Self::Ring => "ring",
+            Self::Loss => "loss",
+            Self::Reset => "reset",
+            Self::Delay => "delay",
+            Self::Corrupt => "corrupt",
+            Self::DiskFull => "disk-full",
+            Self::RotateRoot => "rotate-root",
+            Self::Drain => "drain",
+        }
+    }
+
+    /// Whether it is over as soon as it was done.
+    pub fn is_over_at_once(self) -> bool {
+        matches!(self, Self::KillAgent | Self::RotateRoot)
+    }
+
+    /// Whether it is done to the whole cluster, so that it has no target.
+    pub fn is_of_all(self) -> bool {
+        matches!(self, Self::Ring | Self::Loss | Self::RotateRoot)
+    }
+
+    /// Whether it is a matter of the network between nodes.
+    pub fn is_of_network(self) -> bool {
+        matches!(
+            self,
+            Self::Isolate
+                | Self::Deaf
+                | Self::Mute
+                | Self::Split
+                | Self::Bridge
+                | Self::Ring
+                | Self::Loss
+                | Self::Reset
+                | Self::Delay
+                | Self::Corrupt
+        )
+    }
+
+    /// Whether it can be done to a worker; the rest is for managers.
+    pub fn is_for_workers(self) -> bool {
+        !matches!(self, Self::Split | Self::Bridge | Self::Ring | Self::DiskFull)
+    }
+
+    /// Whether it can be done to a manager.
+    pub fn is_for_managers(self) -> bool {
+        !matches!(self, Self::KillAgent | Self::Drain | Self::Disconnect)
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Whom a fault is for. Who that is shows when it strikes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The manager that leads.
+    #[default]
+    Leader,
+    /// A manager that does not.
+    Follower,
+    /// Any manager.
+    Manager,
+    /// Any worker.
+    Worker,
+    /// Every manager at once.
+    AllManagers,
+    /// The node of this name.
+    #[serde(untagged)]
+    Node(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Manager => "manager",
+            Self::Worker => "worker",
+            Self::AllManagers => "all-managers",
+            Self::Node(name) => name,
+        })
+    }
+}
+
+/// One fault of a run: when, which, to whom and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Strike {
+    /// Since the run began.
+    #[serde(serialize_with = "millis")]
+    pub at: Duration,
+    /// What is done.
+    pub fault: Fault,
+    /// To whom.
+    pub target: Target,
+    /// For how long.
+    #[serde(rename = "for", serialize_with = "millis")]
+    pub lasts: Duration,
+}
+
+fn millis<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_has_the_name_that_scenarios_write() {
+        for fault in Fault::ALL {
+            let text = serde_json::to_string(fault).expect("plain");
+            assert_eq!(text, format!("\"{}\"", fault.name()));
+            assert!(fault.is_for_managers() || fault.is_for_workers(), "{fault}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_a_part_of_the_cluster_or_the_name_of_a_node() {
+        let parse = |text: &str| serde_json::from_str::<Target>(&format!("\"{text}\"")).expect("a word");
+        assert_eq!(parse("leader"), Target::Leader);
+        assert_eq!(parse("all-managers"), Target::AllManagers);
+        assert_eq!(parse("worker-2"), Target::Node("worker-2".into()));
+        for text in ["leader", "follower", "worker-2"] {
+            assert_eq!(parse(text).to_string(), text);
+        }
+    }
+}

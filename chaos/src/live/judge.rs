@@ -1,0 +1,317 @@
+//! What was seen, against the rules. Pure: the same record has the same verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::fault::{Fault, Target};
+use super::record::Seen;
+use crate::check::{linearize, order};
+use crate::rules::{Rule, Violation};
+
+/// Configurations that the search for an order looks at, of each register.
+const BUDGET: usize = 5_000_000;
+/// For so long after a fault of its node a task may still end for its sake: the node is called down, comes back, and
+/// hears that another task has taken the place.
+const GRACE_US: u64 = 45_000_000;
+
+/// A fault as it was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Done {
+    /// From 1.
+    pub(super) number: usize,
+    pub(super) fault: Fault,
+    /// Whom it was for.
+    pub(super) target: Target,
+    /// Who that was: names of nodes. Nobody: the cluster.
+    pub(super) nodes: Vec<String>,
+    /// Workers that it could reach: their tasks may end.
+    pub(super) workers: BTreeSet<String>,
+    pub(super) start_us: u64,
+    pub(super) end_us: u64,
+    /// Why it was not done; nothing: it was.
+    pub(super) skipped: Option<String>,
+    /// How it was taken back.
+    pub(super) undo: &'static str,
+    /// From its beginning to the answer to the first write that was sent after it.
+    pub(super) gap_us: Option<u64>,
+}
+
+/// What the end of a run showed, once every fault was taken back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct End {
+    /// The secrets that are there.
+    pub(super) secrets: BTreeSet<String>,
+    /// Why the final look failed; nothing: it did not.
+    pub(super) unseen: Option<String>,
+}
+
+/// The gap of each fault.
+pub(super) fn gaps(done: &mut [Done], seen: &Seen) {
+    for one in done.iter_mut().filter(|one| one.skipped.is_none()) {
+        let after = seen.acks.iter().filter(|ack| ack.sent_us >= one.start_us);
+        one.gap_us = after.map(|ack| ack.done_us).min().map(|at| at - one.start_us);
+    }
+}
+
+/// The rules that were broken, as far as the record shows, and those that were not put to the test.
+pub(super) fn judge(seen: &Seen, done: &[Done], end: &End, end_us: u64) -> (Vec<Violation>, BTreeSet<Rule>) {
+    let mut broken = Vec::new();
+    let mut unknown = BTreeSet::new();
+    let mut broke = |rule, at_us, evidence| {
+        broken.push(Violation {
+            rule,
+            at_us,
+            evidence,
+        })
+    };
+    for (register, operations) in &seen.registers {
+        match linearize::check(operations, BUDGET) {
+            linearize::Verdict::Linearizable => {}
+            linearize::Verdict::Broken(at) => {
+                let operation = &operations[at];
+                broke(
+                    Rule::Linearizable,
+                    operation.returned,
+                    format!("register {register}: nothing explains {operation:?}"),
+                );
+            }
+            linearize::Verdict::Unknown => drop(unknown.insert(Rule::Linearizable)),
+        }
+        match order::check(operations) {
+            Ok(()) => {}
+            Err(order::Broken::Answer(at)) => {
+                broke(
+                    Rule::FreshReads,
+                    operations[at].returned,
+                    format!("register {register}: by its index {:?} is wrong", operations[at]),
+                );
+            }
+            Err(order::Broken::Time(later, at)) => broke(
+                Rule::FreshReads,
+                operations[at].returned,
+                format!(
+                    "register {register}: {:?} began after {:?} was answered, and is before it",
+                    operations[at], operations[later]
+                ),
+            ),
+        }
+    }
+    if seen.registers.values().all(Vec::is_empty) {
+        unknown.extend([Rule::Linearizable, Rule::FreshReads]);
+    }
+    for (term, leaders) in seen.leaders.iter().filter(|(_, leaders)| leaders.len() > 1) {
+        broke(
+            Rule::OneLeaderPerTerm,
+            end_us,
+            format!("term {term} was led by members {leaders:?}"),
+        );
+    }
+    for (sequence, hashes) in seen.audit.iter().filter(|(_, hashes)| hashes.len() > 1) {
+        broke(
+            Rule::OneStatePerIndex,
+            end_us,
+            format!("record {sequence} of the audit log has {} hashes", hashes.len()),
+        );
+    }
+    match &end.unseen {
+        Some(why) => {
+            unknown.insert(Rule::AcknowledgedIsKept);
+            broke(Rule::ServesAgain, end_us, why.clone());
+        }
+        None => lost(seen, end, |evidence| {
+            broke(Rule::AcknowledgedIsKept, end_us, evidence)
+        }),
+    }
+    for (gone, evidence) in restarted(seen, done) {
+        broke(Rule::TasksRunOn, gone, evidence);
+    }
+    if seen.runs.is_empty() {
+        unknown.insert(Rule::TasksRunOn);
+    }
+    (broken, unknown)
+}
+
+fn lost(seen: &Seen, end: &End, mut broke: impl FnMut(String)) {
+    for (name, fate) in &seen.secrets {
+        let there = end.secrets.contains(name);
+        match (fate.created, fate.removed) {
+            (true, None) if !there => broke(format!("{name} was acknowledged, and is not there")),
+            (_, Some(true)) if there => {
+                broke(format!("the removal of {name} was acknowledged, and it is there"))
+            }
+            _ => {}
+        }
+    }
+    let ours = end.secrets.iter().filter(|name| name.starts_with("chaos-"));
+    for name in ours.filter(|name| !seen.secrets.contains_key(*name) && name.matches('-').count() == 2) {
+        broke(format!("{name} is there, and nobody asked for it"));
+    }
+}
+
+/// Tasks that ended although nothing that they need was struck.
+fn restarted(seen: &Seen, done: &[Done]) -> Vec<(u64, String)> {
+    let mut struck: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+    for one in done.iter().filter(|one| one.skipped.is_none()) {
+        for worker in &one.workers {
+            let span = (one.start_us, one.end_us.saturating_add(GRACE_US));
+            struck.entry(worker.as_str()).or_default().push(span);
+        }
+    }
+    let excused = |node: &str, from: u64, to: u64| {
+        struck
+            .get(node)
+            .is_some_and(|spans| spans.iter().any(|(start, end)| *start <= to && from <= *end))
+    };
+    let mut found = Vec::new();
+    for run in seen.runs.values() {
+        if let Some(gone) = run.gone_us.filter(|gone| !excused(&run.node, run.seen_us, *gone)) {
+            found.push((gone, format!("a task of {} on {} ended", run.service, run.node)));
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{Action, Operation, Told};
+    use crate::live::record::{Ack, Fate, Run};
+
+    fn done(fault: Fault, workers: &[&str], start_us: u64, end_us: u64) -> Done {
+        Done {
+            number: 1,
+            fault,
+            target: Target::Leader,
+            nodes: Vec::new(),
+            workers: workers.iter().map(|it| (*it).to_owned()).collect(),
+            start_us,
+            end_us,
+            skipped: None,
+            undo: "a start",
+            gap_us: None,
+        }
+    }
+
+    fn rules(seen: &Seen, done: &[Done], end: &End) -> Vec<Rule> {
+        judge(seen, done, end, 99)
+            .0
+            .into_iter()
+            .map(|it| it.rule)
+            .collect()
+    }
+
+    #[test]
+    fn a_task_may_end_for_a_fault_of_its_own_node_alone() {
+        let mut seen = Seen::default();
+        let run = Run {
+            service: "web".into(),
+            node: "worker-1".into(),
+            from_us: 0,
+            seen_us: 50,
+            gone_us: Some(60),
+        };
+        seen.runs.insert(vec![1], run);
+        let end = End::default();
+        assert_eq!(rules(&seen, &[], &end), [Rule::TasksRunOn]);
+        assert_eq!(
+            rules(&seen, &[done(Fault::Kill, &["worker-2"], 10, 70)], &end),
+            [Rule::TasksRunOn]
+        );
+        assert_eq!(
+            rules(&seen, &[done(Fault::Kill, &["worker-1"], 61, 70)], &end),
+            [Rule::TasksRunOn]
+        );
+        assert_eq!(
+            rules(&seen, &[done(Fault::Kill, &["worker-1"], 55, 70)], &end),
+            []
+        );
+        assert_eq!(
+            rules(&seen, &[done(Fault::Kill, &["worker-1"], 10, 20)], &end),
+            []
+        );
+        seen.runs.values_mut().for_each(|run| run.gone_us = None);
+        assert_eq!(rules(&seen, &[], &end), []);
+    }
+
+    #[test]
+    fn what_was_acknowledged_is_there_and_what_was_removed_is_not() {
+        let mut seen = Seen::default();
+        let mut fate = |name: &str, created, removed| {
+            seen.secrets.insert(name.into(), Fate { created, removed });
+        };
+        fate("chaos-1-1", true, None);
+        fate("chaos-1-2", false, None);
+        fate("chaos-1-3", true, Some(true));
+        fate("chaos-1-4", true, Some(false));
+        let end = |names: &[&str]| End {
+            secrets: names.iter().map(|it| (*it).to_owned()).collect(),
+            unseen: None,
+        };
+        assert_eq!(rules(&seen, &[], &end(&["chaos-1-1"])), []);
+        assert_eq!(
+            rules(&seen, &[], &end(&["chaos-1-1", "chaos-1-2", "chaos-1-4", "db"])),
+            []
+        );
+        assert_eq!(rules(&seen, &[], &end(&[])), [Rule::AcknowledgedIsKept]);
+        assert_eq!(
+            rules(&seen, &[], &end(&["chaos-1-1", "chaos-1-3"])),
+            [Rule::AcknowledgedIsKept]
+        );
+        assert_eq!(
+            rules(&seen, &[], &end(&["chaos-1-1", "chaos-2-9"])),
+            [Rule::AcknowledgedIsKept]
+        );
+        let unseen = End {
+            unseen: Some("nobody answers".into()),
+            ..End::default()
+        };
+        let (broken, unknown) = judge(&seen, &[], &unseen, 99);
+        assert_eq!(broken[0].rule, Rule::ServesAgain);
+        assert!(unknown.contains(&Rule::AcknowledgedIsKept));
+    }
+
+    #[test]
+    fn two_leaders_of_a_term_two_states_and_a_stale_read_are_seen() {
+        let mut seen = Seen::default();
+        seen.leaders.insert(3, BTreeSet::from([1, 2]));
+        seen.leaders.insert(4, BTreeSet::from([2]));
+        seen.audit.insert(9, BTreeSet::from([vec![1], vec![2]]));
+        let operation = |called, returned, action, index| Operation {
+            called,
+            returned,
+            action,
+            told: Told::Done,
+            index: Some(index),
+        };
+        let swap = |from, to| Action::Swap { from, to };
+        seen.registers.insert(
+            0,
+            vec![
+                operation(1, 2, swap(None, 1), 5),
+                operation(3, 4, swap(Some(1), 2), 6),
+                operation(5, 6, Action::Read { value: Some(1) }, 5),
+            ],
+        );
+        let found: BTreeSet<Rule> = rules(&seen, &[], &End::default()).into_iter().collect();
+        let wanted = [
+            Rule::OneLeaderPerTerm,
+            Rule::OneStatePerIndex,
+            Rule::FreshReads,
+            Rule::Linearizable,
+        ];
+        assert_eq!(found, BTreeSet::from(wanted));
+    }
+
+    #[test]
+    fn a_gap_ends_with_a_write_that_was_sent_after_the_fault() {
+        let acks = [(5, 40), (12, 35), (20, 31)].map(|(sent_us, done_us)| Ack { sent_us, done_us });
+        let seen = Seen {
+            acks: acks.to_vec(),
+            ..Seen::default()
+        };
+        let mut all = [done(Fault::Kill, &[], 10, 20), done(Fault::Kill, &[], 30, 40)];
+        gaps(&mut all, &seen);
+        assert_eq!(all.map(|it| it.gap_us), [Some(21), None]);
+    }
+}
