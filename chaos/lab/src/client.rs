@@ -1,6 +1,7 @@
 //! An operator's side of the wire: the same client stack as the command line's, held open.
 
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tonic::Status;
 use tonic::transport::Channel;
+use zeroize::Zeroizing;
 
 /// The control service of one manager, over one connection.
 pub type Control = ControlClient<Channel>;
@@ -28,6 +30,8 @@ pub type Control = ControlClient<Channel>;
 pub struct Operator {
     identity: Identity,
     file: PathBuf,
+    /// The file of another user, of which `file` is a copy.
+    original: Option<PathBuf>,
     /// Who follows: one at a time, since a newer key takes the place of an older one.
     follows: Arc<Mutex<()>>,
 }
@@ -42,7 +46,23 @@ impl Operator {
         Ok(Self {
             identity: Identity::new(file.credentials)?,
             file: key.to_owned(),
+            original: None,
             follows: Arc::default(),
+        })
+    }
+
+    /// The key in a context's folder of another user, which only its owner's programs read: a copy is used, in a folder of
+    /// this program's own, and what changes is written back.
+    ///
+    /// # Errors
+    /// Where it cannot be read or copied.
+    pub fn borrow(key: &Path, own: &Path) -> anyhow::Result<Self> {
+        let copy = own.join("operator.key");
+        let content = Zeroizing::new(std::fs::read(key)?);
+        private(&copy, &content)?;
+        Ok(Self {
+            original: Some(key.to_owned()),
+            ..Self::load(&copy)?
         })
     }
 
@@ -100,14 +120,30 @@ impl Operator {
 
     /// Keeps credentials, for this program and for the command line that uses the same file.
     fn take(&self, credentials: Credentials) -> anyhow::Result<()> {
-        let owner = std::fs::metadata(&self.file)?;
         let mut file = KeyFile::load(&self.file)?;
         file.credentials = Arc::new(credentials);
         file.save(&self.file)?;
-        chown(&self.file, Some(owner.uid()), Some(owner.gid()))?;
+        if let Some(original) = &self.original {
+            let owner = std::fs::metadata(original)?;
+            let next = original.with_extension("next");
+            private(&next, &Zeroizing::new(std::fs::read(&self.file)?))?;
+            chown(&next, Some(owner.uid()), Some(owner.gid()))?;
+            std::fs::rename(&next, original)?;
+        }
         self.identity.replace(file.credentials)?;
         Ok(())
     }
+}
+
+/// Writes a new file that is its owner's alone.
+fn private(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(content)?;
+    file.sync_all()
 }
 
 /// Connections of one client to each manager. Those of a key that another one took the place of are made anew.

@@ -219,6 +219,7 @@ async fn work(
     let mut done = std::mem::take(&mut driver.done);
     drop(driver);
     let elapsed_us = record.now_us();
+    let node_names: Vec<String> = all.iter().map(|it| it.name.clone()).collect();
     {
         let seen = record.seen();
         gaps(&mut done, &seen);
@@ -234,7 +235,7 @@ async fn work(
             evidence: format!("{name} ended by a panic: its log says more"),
         }));
     }
-    let (found, unknown) = judge(&record.seen(), &done, &end, elapsed_us);
+    let (found, unknown) = judge(&record.seen(), &done, &node_names, &end, elapsed_us);
     broken.extend(found);
     broken.extend(unexpected(&record, &done, &campaign.expect, elapsed_us));
     let mut tried: BTreeSet<Rule> = Rule::OF_PROGRAMS

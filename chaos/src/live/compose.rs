@@ -145,7 +145,8 @@ impl Compose {
                 .collect::<anyhow::Result<_>>()?,
             containers: found.iter().map(|(.., one)| one.id.clone()).collect(),
             pids: Mutex::new(found.iter().map(|(.., one)| one.state.pid).collect()),
-            operator: Operator::load(&operator).context("the operator's key is in the volume `operator`")?,
+            operator: Operator::borrow(&operator, below)
+                .context("the operator's key is in the volume `operator`")?,
             network,
             gateway,
             file: file.to_owned(),

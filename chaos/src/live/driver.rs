@@ -30,7 +30,10 @@ const LOOK: Duration = Duration::from_millis(200);
 const START_AGAIN: Duration = Duration::from_secs(1);
 /// Between two measurements of what processes take.
 const SAMPLE: Duration = Duration::from_secs(2);
-const CALL: Duration = Duration::from_secs(5);
+const CALL: Duration = Duration::from_secs(2);
+/// What could not be taken back is tried again after this, and for so long once nothing else is broken.
+const AGAIN: Duration = Duration::from_secs(2);
+const HEALS: Duration = Duration::from_secs(60);
 /// What a slow connection adds to each piece, at most.
 const DELAY: Duration = Duration::from_millis(120);
 /// One of so many pieces that a bad connection changes.
@@ -422,7 +425,7 @@ impl<'a> Driver<'a> {
 
     /// Takes a fault back.
     async fn end(&mut self, one: Under) -> anyhow::Result<()> {
-        let mut back = true;
+        let mut active = true;
         if one.fault.is_of_network() {
             self.links.remove(one.number);
             self.proxies.remove(&one.number);
@@ -441,11 +444,18 @@ impl<'a> Driver<'a> {
                     self.moved(*at);
                 }
                 Fault::DiskFull => self.cluster.fill(*at, false)?,
-                Fault::Drain => back &= self.activate(*at).await,
+                Fault::Drain => active &= self.set(*at, Availability::Active).await.is_ok(),
                 _ => {}
             }
         }
-        anyhow::ensure!(back, "a worker that was drained cannot be made active again");
+        if !active {
+            // A cluster that is being broken may not answer now.
+            self.under.push(Under {
+                until: Instant::now() + AGAIN,
+                ..one
+            });
+            return Ok(());
+        }
         for number in one.undo {
             self.journal.undone(number)?;
         }
@@ -456,23 +466,22 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// A cluster that is being broken may not answer at once.
-    async fn activate(&mut self, at: usize) -> bool {
-        for _ in 0..20 {
-            if self.set(at, Availability::Active).await.is_ok() {
-                return true;
-            }
-            sleep(LOOK).await;
-        }
-        false
-    }
-
     /// Takes back whatever lasts.
     pub(super) async fn heal(&mut self) -> anyhow::Result<()> {
-        for one in std::mem::take(&mut self.under) {
-            self.end(one).await?;
+        let end = Instant::now() + HEALS;
+        loop {
+            for one in std::mem::take(&mut self.under) {
+                self.end(one).await?;
+            }
+            if self.under.is_empty() {
+                return Ok(());
+            }
+            anyhow::ensure!(
+                Instant::now() < end,
+                "a worker that was drained cannot be made active again"
+            );
+            sleep(AGAIN).await;
         }
-        Ok(())
     }
 }
 

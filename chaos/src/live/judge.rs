@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::fault::{Fault, Target};
-use super::record::Seen;
+use super::record::{Seen, What};
 use crate::check::{linearize, order};
 use crate::rules::{Rule, Violation};
 
@@ -14,6 +14,8 @@ const BUDGET: usize = 5_000_000;
 /// For so long after a fault of its node a task may still end for its sake: the node is called down, comes back, and
 /// hears that another task has taken the place.
 const GRACE_US: u64 = 45_000_000;
+/// For so long after its disk had room again a manager may still end for its sake.
+const FULL_US: u64 = 5_000_000;
 
 /// A fault as it was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -55,7 +57,13 @@ pub(super) fn gaps(done: &mut [Done], seen: &Seen) {
 }
 
 /// The rules that were broken, as far as the record shows, and those that were not put to the test.
-pub(super) fn judge(seen: &Seen, done: &[Done], end: &End, end_us: u64) -> (Vec<Violation>, BTreeSet<Rule>) {
+pub(super) fn judge(
+    seen: &Seen,
+    done: &[Done],
+    nodes: &[String],
+    end: &End,
+    end_us: u64,
+) -> (Vec<Violation>, BTreeSet<Rule>) {
     let mut broken = Vec::new();
     let mut unknown = BTreeSet::new();
     let mut broke = |rule, at_us, evidence| {
@@ -123,6 +131,9 @@ pub(super) fn judge(seen: &Seen, done: &[Done], end: &End, end_us: u64) -> (Vec<
             broke(Rule::AcknowledgedIsKept, end_us, evidence)
         }),
     }
+    for (at_us, evidence) in ended(seen, done, nodes) {
+        broke(Rule::StartsAgain, at_us, evidence);
+    }
     for (gone, evidence) in restarted(seen, done) {
         broke(Rule::TasksRunOn, gone, evidence);
     }
@@ -147,6 +158,27 @@ fn lost(seen: &Seen, end: &End, mut broke: impl FnMut(String)) {
     for name in ours.filter(|name| !seen.secrets.contains_key(*name) && name.matches('-').count() == 2) {
         broke(format!("{name} is there, and nobody asked for it"));
     }
+}
+
+/// Programs that ended by themselves, but for managers whose disk was full a moment ago.
+fn ended(seen: &Seen, done: &[Done], nodes: &[String]) -> Vec<(u64, String)> {
+    let full = |name: &String, at: u64| {
+        done.iter().any(|it| {
+            it.fault == Fault::DiskFull
+                && it.nodes.contains(name)
+                && (it.start_us..it.end_us.saturating_add(FULL_US)).contains(&at)
+        })
+    };
+    let by_itself = |how: &str| !["killed", "stopped", "exit status: 0"].contains(&how);
+    seen.events
+        .iter()
+        .filter_map(|event| match &event.what {
+            What::Ends { node, how } if by_itself(how) && !full(&nodes[*node], event.at_us) => {
+                Some((event.at_us, format!("{} ended by itself: {how}", nodes[*node])))
+            }
+            _ => None,
+        })
+        .collect()
 }
 
 /// Tasks that ended although nothing that they need was struck.
@@ -176,7 +208,7 @@ fn restarted(seen: &Seen, done: &[Done]) -> Vec<(u64, String)> {
 mod tests {
     use super::*;
     use crate::check::{Action, Operation, Told};
-    use crate::live::record::{Ack, Fate, Run};
+    use crate::live::record::{Ack, Event, Fate, Run};
 
     fn done(fault: Fault, workers: &[&str], start_us: u64, end_us: u64) -> Done {
         Done {
@@ -194,7 +226,7 @@ mod tests {
     }
 
     fn rules(seen: &Seen, done: &[Done], end: &End) -> Vec<Rule> {
-        judge(seen, done, end, 99)
+        judge(seen, done, &[], end, 99)
             .0
             .into_iter()
             .map(|it| it.rule)
@@ -266,9 +298,28 @@ mod tests {
             unseen: Some("nobody answers".into()),
             ..End::default()
         };
-        let (broken, unknown) = judge(&seen, &[], &unseen, 99);
+        let (broken, unknown) = judge(&seen, &[], &[], &unseen, 99);
         assert_eq!(broken[0].rule, Rule::ServesAgain);
         assert!(unknown.contains(&Rule::AcknowledgedIsKept));
+    }
+
+    #[test]
+    fn a_program_ends_by_itself_on_a_full_disk_alone() {
+        let mut seen = Seen::default();
+        for (at_us, how) in [(10, "killed"), (20, "exit status: 0"), (30, "exit status: 74")] {
+            seen.events.push(Event {
+                at_us,
+                what: What::Ends {
+                    node: 0,
+                    how: how.into(),
+                },
+            });
+        }
+        let names = ["manager-1".to_owned()];
+        let mut full = done(Fault::DiskFull, &[], 25, 28);
+        assert_eq!(ended(&seen, &[full.clone()], &names).len(), 1);
+        full.nodes = names.to_vec();
+        assert_eq!(ended(&seen, &[full], &names), []);
     }
 
     #[test]

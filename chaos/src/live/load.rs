@@ -28,6 +28,8 @@ pub(super) const REGISTERS: usize = 4;
 const LABEL: &str = "value";
 /// A manager answers far sooner, even to say that nobody leads.
 const CALL: Duration = Duration::from_secs(2);
+/// The writer goes to the next manager after this: what it waits for is the cluster, not one manager that stands still.
+const HASTE: Duration = Duration::from_millis(400);
 /// A write is sent again for so long; what became of it is unknown then.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two tries at managers that refuse at once.
@@ -68,7 +70,7 @@ impl Client {
     }
 
     /// Sends a change to one manager after the other until it is answered.
-    async fn change<T, F>(&mut self, send: impl Fn(Control) -> F) -> Outcome<T>
+    async fn change<T, F>(&mut self, each: Duration, send: impl Fn(Control) -> F) -> Outcome<T>
     where
         F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
@@ -81,7 +83,7 @@ impl Client {
             if sent {
                 self.record.seen().counts.repeats += 1;
             }
-            match timeout(CALL, send(control)).await {
+            match timeout(each, send(control)).await {
                 Ok(Ok(done)) => return Outcome::Done(done.into_inner()),
                 // What was sent before may have been made, and others may have changed it since.
                 Ok(Err(status)) if is_refusal(&status) && sent => return Outcome::Unknown,
@@ -116,7 +118,7 @@ impl Client {
             self.record.seen().secrets.insert(name.clone(), fate(false));
             let sent_us = self.record.now_us();
             let outcome = self
-                .change(|mut control| {
+                .change(HASTE, |mut control| {
                     let request = request.clone();
                     async move { control.create_secret(request).await }
                 })
@@ -158,7 +160,7 @@ impl Client {
             ..RemoveRequest::default()
         };
         let outcome = self
-            .change(|mut control| {
+            .change(CALL, |mut control| {
                 let request = request.clone();
                 async move { control.remove_secret(request).await }
             })
@@ -240,7 +242,7 @@ impl Client {
         };
         let called = self.record.now_us();
         let outcome = self
-            .change(|mut control| {
+            .change(CALL, |mut control| {
                 let request = request.clone();
                 async move { control.update_service(request).await }
             })
