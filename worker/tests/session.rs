@@ -12,7 +12,9 @@ use bulkhead_worker::agent::{Assignments, Fetch, Input, Known, Layer, Output, Se
 use bulkhead_worker::image::BlobStore;
 use bulkhead_worker::session::{Connected, ManagerFetch, Session};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::{Cluster, Manager, a_day, random, soon};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use wire::session_down::Message as Down;
@@ -38,8 +40,19 @@ impl Drop for Worker {
 
 impl Worker {
     fn start(cluster: &Cluster, managers: &[&Manager], known: Known) -> Worker {
+        Worker::with(cluster, managers.iter().map(|m| address(m)).collect(), known)
+    }
+
+    fn start_at(cluster: &Cluster, addresses: Vec<String>) -> Worker {
+        let addresses = addresses.into_iter().map(|address| wire::ManagerAddress {
+            address,
+            ..Default::default()
+        });
+        Worker::with(cluster, addresses.collect(), Known::default())
+    }
+
+    fn with(cluster: &Cluster, addresses: Vec<wire::ManagerAddress>, known: Known) -> Worker {
         let identity = cluster.identity(NodeId::from_bytes(random()), Role::Worker, a_day());
-        let addresses = managers.iter().map(|m| address(m)).collect();
         let (managers, managers_seen) = watch::channel(addresses);
         let (connected, connected_seen) = watch::channel(None);
         let (known, known_seen) = watch::channel(known);
@@ -272,10 +285,22 @@ async fn the_list_of_managers_is_kept_up_to_date_and_used() {
 async fn a_new_certificate_begins_a_new_session() {
     let cluster = Cluster::new();
     let mut manager = Manager::start(&cluster).await;
-    let mut worker = Worker::start(&cluster, &[&manager], Known::default());
+    // As one that is cut off: it takes connections and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let dialled = Arc::new(AtomicUsize::new(0));
+    let (address, count) = (silent.local_addr().unwrap(), dialled.clone());
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = silent.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            held.push(stream);
+        }
+    });
+    let mut worker = Worker::start_at(&cluster, vec![manager.address.to_string(), address.to_string()]);
     let first = manager.session().await;
     first.welcome(1, 1).await;
     worker.welcomed().await;
+    let before = dialled.load(Ordering::SeqCst);
     let key = Key::generate().unwrap();
     let new = key.key_id();
     let subject = worker.identity.subject();
@@ -291,6 +316,11 @@ async fn a_new_certificate_begins_a_new_session() {
     let second = manager.session().await;
     assert_eq!(second.key, new);
     first.ended().await;
+    assert_eq!(
+        dialled.load(Ordering::SeqCst),
+        before,
+        "the manager that was just heard has the first turn"
+    );
 }
 
 #[tokio::test]

@@ -31,8 +31,6 @@ use wire::dispatcher_client::DispatcherClient;
 use wire::session_down::Message as Down;
 use wire::session_up::Message as Up;
 
-/// From dialling to the manager's first word.
-const OPEN: Duration = Duration::from_secs(5);
 /// A manager that says nothing for this long is gone: three beats. More, and this node would count as down before it
 /// is back at another manager; less, and one late beat would end a good session.
 const SILENCE: Duration = Duration::from_millis(1_500);
@@ -135,12 +133,14 @@ impl Session {
             match retry.next(&managers) {
                 None => tracing::error!("no manager's address is known: join the cluster again"),
                 Some(manager) => {
-                    let end = self.attend(manager, &mut worked).await;
+                    let open = retry.open(managers.len());
+                    let end = self.attend(manager, open, &mut worked).await;
                     self.connected.send_replace(None);
                     match end {
                         End::AgentEnded => return,
                         End::Rekeyed => {
                             tracing::info!("beginning a new session with the new certificate");
+                            retry.stay();
                             continue;
                         }
                         end => tracing::warn!(manager, error = %chain(&end), "the session ended"),
@@ -162,8 +162,8 @@ impl Session {
     }
 
     /// One session. Sets `worked` once the manager was accepted.
-    async fn attend(&mut self, manager: &str, worked: &mut bool) -> End {
-        match self.begin(manager).await {
+    async fn attend(&mut self, manager: &str, open: Duration, worked: &mut bool) -> End {
+        match self.begin(manager, open).await {
             Err(end) => end,
             Ok((stream, welcome)) => {
                 *worked = true;
@@ -176,7 +176,7 @@ impl Session {
     }
 
     /// Opens the stream and hears the manager's first word. The agent is not needed for it, but may not be held up.
-    async fn begin(&mut self, manager: &str) -> Result<(Stream, wire::Welcome), End> {
+    async fn begin(&mut self, manager: &str, open: Duration) -> Result<(Stream, wire::Welcome), End> {
         let channel = tls::channel(&self.identity, manager, tls::Expect::AnyManager)?;
         let (up, messages) = mpsc::channel(QUEUE);
         let known = self.known.borrow().clone();
@@ -197,7 +197,7 @@ impl Session {
             let first = down.message().await.map_err(Box::new)?.ok_or(End::Closed)?;
             Ok::<_, End>((down, first))
         };
-        let opened = timeout(OPEN, opened);
+        let opened = timeout(open, opened);
         tokio::pin!(opened);
         let (down, first) = loop {
             tokio::select! {

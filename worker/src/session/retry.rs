@@ -9,6 +9,10 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(150);
 /// The longest wait, between two rounds.
 const LONGEST: Duration = limits::WORKER_RETRY;
+/// From dialling to a manager's first word. In the first round less: one that is cut off answers nothing at all, and this
+/// node must be back at another one before it counts as down.
+const OPEN: Duration = Duration::from_secs(5);
+const OPEN_AT_FIRST: Duration = Duration::from_millis(600);
 
 /// Takes the managers in turn, and waits longer with each vain round.
 #[derive(Debug)]
@@ -34,6 +38,19 @@ impl Retry {
         self.turn += 1;
         let at = self.turn.checked_rem(managers.len())?;
         managers.get(at).map(String::as_str)
+    }
+
+    /// The last one has the next turn, too: it was just heard.
+    pub(super) fn stay(&mut self) {
+        self.turn -= 1;
+    }
+
+    /// How long it may take to open a session with a manager of so many.
+    pub(super) fn open(&self, managers: usize) -> Duration {
+        match self.failures < managers {
+            true => OPEN_AT_FIRST,
+            false => OPEN,
+        }
     }
 
     /// How long to wait after a session ended, or after one could not begin. It grows only between rounds: a manager that is
@@ -64,6 +81,29 @@ mod tests {
         tried.sort_unstable();
         assert_eq!(tried, ["a", "b", "c"]);
         assert_eq!(retry.next(&[]), None);
+    }
+
+    #[test]
+    fn the_last_one_has_the_next_turn_where_it_was_heard() {
+        let managers: Vec<String> = ["a", "b", "c"].map(String::from).into();
+        for seed in 0..9 {
+            let mut retry = Retry::new(seed);
+            let first = retry.next(&managers);
+            retry.stay();
+            assert_eq!(retry.next(&managers), first);
+            assert_ne!(retry.next(&managers), first);
+        }
+    }
+
+    #[test]
+    fn a_node_is_back_before_it_counts_as_down_though_one_manager_is_cut_off() {
+        let mut retry = Retry::new(1);
+        let took = super::super::SILENCE + retry.wait(true, 3) + retry.open(3);
+        assert!(took < limits::WORKER_LIVENESS, "{took:?}");
+        for _ in 0..3 {
+            retry.wait(false, 3);
+        }
+        assert_eq!(retry.open(3), OPEN, "in the end each has its time");
     }
 
     #[test]
