@@ -24,7 +24,7 @@ use bulkhead_proto::wire::{
     ClusterStatus, GetClusterStatusRequest, GetLocalStatusRequest, ListRequest, Node, NodeStatus, Role,
 };
 use futures::future::try_join_all;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use tokio::time::Instant;
@@ -392,6 +392,11 @@ impl Lab {
             remove_groups(&worker.folder);
         }
         remove_claims(self.path());
+        if self.place.disk.is_some() {
+            for manager in &self.managers {
+                let _ = umount2(&manager.folder, MntFlags::MNT_DETACH); // it was not mounted yet, then
+            }
+        }
     }
 }
 

@@ -340,7 +340,11 @@ pub(super) async fn ask(
 ) {
     for turn in 0.. {
         let at_us = record.now_us();
-        let places = record.seen().places.get(&service).cloned().unwrap_or_default();
+        let known = record.seen().places.get(&service).cloned();
+        let Some(places) = known else {
+            sleep(pause).await; // nobody has looked yet
+            continue;
+        };
         let node = places.get(turn % places.len().max(1)).copied();
         let answered = match node {
             Some(node) => get(address(node), port).await,
