@@ -14,6 +14,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use super::right::{Right, ending};
+use super::withheld;
 
 /// A body under guard.
 pub(super) struct Guarded {
@@ -24,6 +25,8 @@ pub(super) struct Guarded {
     stop: CancellationToken,
     /// Resolves with the reason when either ends. Made once the body has to be waited for: most answers never are.
     waiting: Option<BoxFuture<'static, Status>>,
+    /// Something of the answer has left.
+    begun: bool,
     over: bool,
 }
 
@@ -34,6 +37,7 @@ impl Guarded {
             right: right.map(Arc::new),
             stop,
             waiting: None,
+            begun: false,
             over: false,
         }
     }
@@ -81,9 +85,12 @@ impl HttpBody for Guarded {
         }
         // The right first: nothing leaves after it ended.
         if let Some(reason) = this.right.as_ref().and_then(|right| right.over()) {
+            let answered = !this.begun && Pin::new(&mut this.body).poll_frame(cx).is_ready();
+            let reason = if answered { withheld(&reason) } else { reason };
             return Poll::Ready(Some(this.end(&reason)));
         }
         if let ready @ Poll::Ready(_) = Pin::new(&mut this.body).poll_frame(cx) {
+            this.begun = true;
             return ready;
         }
         // The stop last: what was done is answered, and only who waits for more is sent away.

@@ -121,6 +121,16 @@ pub(crate) fn lost_touch() -> Status {
     )
 }
 
+/// The caller's right ended while it was served, and what it is told no more may have been done.
+pub(crate) fn withheld(reason: &Status) -> Status {
+    refuse(
+        Code::OutcomeUnknown,
+        tonic::Code::Unavailable,
+        reason.message(),
+        "connect again, and ask with the same request id or look whether it was made",
+    )
+}
+
 /// This replica cannot decide now; nothing was done. Another may, and callers try again.
 pub(crate) fn stale() -> Status {
     refuse(

@@ -229,8 +229,27 @@ async fn what_was_done_is_answered_though_the_manager_ends_and_what_is_not_known
     assert_eq!(last_status(Body::new(answered)).await.code(), tonic::Code::Ok);
     let lost = Guarded::new(done(), Some(right(&lost)), CancellationToken::new());
     let lost = last_status(Body::new(lost)).await;
-    let code = lost.metadata().get(bulkhead_proto::CODE_KEY).expect("a code");
-    assert_eq!(code, Code::OutcomeUnknown.as_str(), "never 'nothing was done'");
+    assert_eq!(
+        code(&lost),
+        Code::OutcomeUnknown.as_str(),
+        "never 'nothing was done'"
+    );
+    // Its key was removed, or got a successor, while it was served.
+    let gone = || Right {
+        key: Some((
+            manager.operator.subject(),
+            manager.own.current().certificate.key_id(),
+        )),
+        ..right(&manager.fresh)
+    };
+    let withheld = Guarded::new(done(), Some(gone()), CancellationToken::new());
+    let withheld = last_status(Body::new(withheld)).await;
+    assert_eq!(code(&withheld), Code::OutcomeUnknown.as_str());
+    assert!(withheld.message().contains("removed"), "{withheld}");
+    // Of a stream that only waited nothing was withheld.
+    let closed = Guarded::new(Body::new(Silent), Some(gone()), CancellationToken::new());
+    let closed = last_status(Body::new(closed)).await;
+    assert_eq!(code(&closed), Code::UnknownCaller.as_str());
     let waits = last_status(Body::new(Guarded::new(Body::new(Silent), None, ended))).await;
     assert_eq!(waits.code(), tonic::Code::Unavailable);
 }
