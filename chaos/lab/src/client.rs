@@ -126,6 +126,7 @@ impl Operator {
         if let Some(original) = &self.original {
             let owner = std::fs::metadata(original)?;
             let next = original.with_extension("next");
+            let _ = std::fs::remove_file(&next); // of a program that ended in between
             private(&next, &Zeroizing::new(std::fs::read(&self.file)?))?;
             chown(&next, Some(owner.uid()), Some(owner.gid()))?;
             std::fs::rename(&next, original)?;

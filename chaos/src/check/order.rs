@@ -25,7 +25,9 @@ pub fn check(operations: &[Operation]) -> Result<(), Broken> {
         match (operation.index, operation.told, operation.action) {
             // What looks at an index sees what was written at it.
             (Some(index), Told::Done | Told::Stale, _) => known.push((index, looks, number)),
-            (_, Told::Unknown, Action::Swap { from, to }) => drop(unknown.insert(to, from)),
+            (_, Told::Unknown, Action::Swap { from, to }) | (None, Told::Done, Action::Swap { from, to }) => {
+                drop(unknown.insert(to, from));
+            }
             _ => {}
         }
     }

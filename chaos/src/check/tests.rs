@@ -128,6 +128,13 @@ fn indexes_must_make_sense_and_fit_the_times() {
         order(&[written, at(9, swap(2, 3, None, 2))]),
         Err(Broken::Answer(1))
     );
+    // As a write that was sent more than once: it was made, and its answer does not say at which index.
+    let somewhere = swap(2, 3, Some(1), 2);
+    assert_eq!(order(&[written, somewhere, at(7, read(4, 5, Some(2)))]), Ok(()));
+    assert_eq!(
+        order(&[written, somewhere, at(7, read(4, 5, Some(3)))]),
+        Err(Broken::Answer(2))
+    );
     let unknown = told(Told::Unknown, swap(0, 0, Some(1), 2));
     assert_eq!(order(&[written, unknown, at(7, read(2, 3, Some(2)))]), Ok(()));
     assert_eq!(

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use bulkhead_lab::namespace::Switch;
 use bulkhead_lab::scan::{Needles, files_below};
 use bulkhead_lab::{claims_of, nodes, status, system};
 use bulkhead_proto::wire::{
-    CreateSecretRequest, CreateServiceRequest, ListRequest, NodeStatus, PublishedPort, RemoveRequest,
+    CreateSecretRequest, CreateServiceRequest, Kind, ListRequest, NodeStatus, PublishedPort, RemoveRequest,
     Resources, Role, SecretReference, ServiceSpec,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,9 +24,10 @@ use tokio::time::{Instant, sleep, timeout};
 use super::cluster::{Cluster, Ground, Node};
 use super::driver::Driver;
 use super::fault::Strike;
-use super::journal::Journal;
-use super::judge::{End, gaps, judge};
+use super::journal::{Journal, PREFIX};
+use super::judge::{End, gaps, judge, unexpected};
 use super::load::{self, Client, IMAGE};
+use super::micros;
 use super::record::{Event, Record, What};
 use super::report::{Document, Run};
 use super::scenario::Expect;
@@ -47,8 +49,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const ASKERS: usize = 2;
 /// Of a log so many bytes are kept, the last ones.
 const LOG_BYTES: usize = 16 << 20;
-/// A panic ends a Rust program with this.
-const PANICKED: [&str; 2] = ["exit status: 101", "signal: 6 (SIGABRT)"];
 
 /// Where a service's image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,17 +137,27 @@ pub async fn run(
     let own = switch.as_ref().map(Switch::own_address);
     let mut journal = Journal::begin(&campaign.state)?;
     let below = tempfile::Builder::new()
-        .prefix("bulkhead-chaos.")
+        .prefix(PREFIX)
         .tempdir_in(&campaign.below)
         .with_context(|| format!("could not make a folder below {}", campaign.below.display()))?
         .keep();
     std::fs::set_permissions(&below, std::fs::Permissions::from_mode(0o711))?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let ran = tokio::select! {
-        biased;
-        _ = terminate.recv() => Err(anyhow::anyhow!("ended by a signal; everything was taken back")),
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted; everything was taken back")),
-        ran = Box::pin(work(campaign, switch, own, &below, &mut journal, say)) => ran,
+    let stop = Stop::default();
+    let ran = {
+        let mut work = Box::pin(work(campaign, switch, own, &below, &mut journal, &stop, say));
+        loop {
+            tokio::select! {
+                biased;
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                ran = &mut work => break ran,
+            }
+            // Where nothing is up yet, and with the second signal, the journal alone takes back what there is.
+            if !stop.ask() {
+                break Err(anyhow::anyhow!("{INTERRUPTED}"));
+            }
+        }
     };
     let ended = journal.end();
     if below.exists() {
@@ -170,23 +180,108 @@ pub async fn run(
     Ok(document.verdict())
 }
 
+const INTERRUPTED: &str = "interrupted; everything was taken back";
+
+/// Whether a run is to end before its time.
+#[derive(Debug, Default)]
+pub(super) struct Stop {
+    /// The cluster is up: the run itself takes back what was done to it.
+    up: AtomicBool,
+    asked: AtomicBool,
+}
+
+impl Stop {
+    /// Asks for it; whether the run will do so by itself.
+    fn ask(&self) -> bool {
+        self.up.load(Ordering::Relaxed) && !self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// What a run made in a cluster, by names; a cluster that stays gets rid of these and of nothing else.
+#[derive(Debug, Default)]
+struct Made {
+    services: Vec<String>,
+    secrets: Vec<String>,
+    images: Vec<String>,
+}
+
 async fn work(
     campaign: &Campaign,
     switch: Option<Switch>,
     own: Option<std::net::Ipv4Addr>,
     below: &Path,
     journal: &mut Journal,
+    stop: &Stop,
     say: &mut (dyn FnMut(String) + Send),
 ) -> anyhow::Result<Run> {
     say("the cluster comes up".to_owned());
     let mut cluster = Cluster::at(&campaign.ground, switch, below, journal).await?;
+    must_be_lab(&mut cluster.client()?).await?;
+    stop.up.store(true, Ordering::Relaxed);
+    let record = Arc::new(Record::begin());
+    let mut made = Made::default();
+    let ran = strike(
+        campaign,
+        &mut cluster,
+        own,
+        &record,
+        journal,
+        stop,
+        &mut made,
+        say,
+    )
+    .await;
+    if !campaign.is_of_its_own() {
+        made.secrets.extend(record.seen().secrets.keys().cloned());
+        tidy(&cluster, made).await?;
+    }
+    let groups = cluster.groups();
+    drop(cluster); // one of its own ends with it; the journal has what else is to be taken back
+    Ok(Run { groups, ..ran? })
+}
+
+/// Faults are for clusters that were made for them.
+async fn must_be_lab(managers: &mut Managers) -> anyhow::Result<()> {
+    let mut last = None;
+    for at in 0..managers.count() {
+        match status(&mut managers.control(at)?).await {
+            Ok(status) if status.lab => return Ok(()),
+            Ok(_) => bail!(
+                "this cluster was not made with --lab, so nothing in it is broken on purpose; \
+                 `bulkhead cluster init --lab` and `bulkhead dev up` make one that may be"
+            ),
+            Err(error) => last = Some(error.message().to_owned()),
+        }
+    }
+    bail!("no manager answers: {}", last.unwrap_or_default())
+}
+
+/// Everything that needs the cluster.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the parts of one run, which are used nowhere else"
+)]
+async fn strike(
+    campaign: &Campaign,
+    cluster: &mut Cluster,
+    own: Option<std::net::Ipv4Addr>,
+    record: &Arc<Record>,
+    journal: &mut Journal,
+    stop: &Stop,
+    made: &mut Made,
+    say: &mut (dyn FnMut(String) + Send),
+) -> anyhow::Result<Run> {
     // A proxy needs an address that nodes reach: of containers it is their network's gateway, which is this machine.
     let own = own.or_else(|| cluster.gateway());
-    let needles = prepare(&cluster, campaign).await?;
-    let record = Arc::new(Record::begin());
+    let needles = prepare(cluster, campaign, made, stop).await?;
     let began = jiff::Timestamp::now();
     let mut control = cluster.client()?.control(0)?;
-    load::make_registers(&mut control, &record).await?;
+    made.services.extend((0..load::REGISTERS).map(load::name));
+    load::make_registers(&mut control, record).await?;
     let all = Arc::new(cluster.nodes().to_vec());
     let names: Vec<String> = campaign.services.iter().map(|it| it.name.clone()).collect();
     say(format!(
@@ -196,20 +291,21 @@ async fn work(
         campaign.strikes.len(),
         campaign.length.as_secs()
     ));
-    let mut driver = Driver::new(&mut cluster, journal, record.clone(), own, campaign.seed)?;
+    let mut driver = Driver::new(cluster, journal, record.clone(), own, campaign.seed)?;
     let mut clients = JoinSet::new();
     begin(
         &mut clients,
         campaign,
         driver.cluster,
-        &record,
+        record,
         &all,
         &driver.addresses,
         names.clone(),
     )?;
-    let struck = driver.run(&campaign.strikes, campaign.length, say).await;
+    let struck = driver.run(&campaign.strikes, campaign.length, stop, say).await;
     let healed = driver.heal().await;
     struck.and(healed)?;
+    anyhow::ensure!(!stop.is_asked(), INTERRUPTED);
     record.event(What::AllIsWell);
     say("every fault is taken back".to_owned());
     let mut broken = Vec::new();
@@ -220,24 +316,10 @@ async fn work(
     drop(driver);
     let elapsed_us = record.now_us();
     let node_names: Vec<String> = all.iter().map(|it| it.name.clone()).collect();
-    {
-        let seen = record.seen();
-        gaps(&mut done, &seen);
-        let panics = seen.events.iter().filter_map(|event| match &event.what {
-            What::Ends { node, how } if PANICKED.contains(&how.as_str()) => {
-                Some((event.at_us, all[*node].name.clone()))
-            }
-            _ => None,
-        });
-        broken.extend(panics.map(|(at_us, name)| Violation {
-            rule: Rule::NoPanic,
-            at_us,
-            evidence: format!("{name} ended by a panic: its log says more"),
-        }));
-    }
+    gaps(&mut done, &record.seen());
     let (found, unknown) = judge(&record.seen(), &done, &node_names, &end, elapsed_us);
     broken.extend(found);
-    broken.extend(unexpected(&record, &done, &campaign.expect, elapsed_us));
+    broken.extend(unexpected(&record.seen(), &done, &campaign.expect, elapsed_us));
     let mut tried: BTreeSet<Rule> = Rule::OF_PROGRAMS
         .iter()
         .copied()
@@ -247,25 +329,20 @@ async fn work(
         tried.remove(&Rule::Expected);
     }
     if let Some(needles) = &needles {
-        broken.extend(secrets(&cluster, &campaign.report, needles, elapsed_us).await?);
+        broken.extend(secrets(cluster, &campaign.report, needles, elapsed_us).await?);
     } else {
-        keep_logs(&cluster, &campaign.report).await?;
+        keep_logs(cluster, &campaign.report).await?;
         tried.remove(&Rule::SecretsStaySecret);
     }
-    handshakes(&campaign.report, &all, began, &record);
-    if !campaign.is_of_its_own() {
-        tidy(&cluster, campaign).await?;
-    }
-    let groups = cluster.groups();
-    cluster.end().await?;
+    handshakes(&campaign.report, &all, began, record);
     Ok(Run {
-        groups,
+        groups: Vec::new(),
         nodes: all.to_vec(),
         elapsed_us,
         done,
         broken,
         tried,
-        record,
+        record: record.clone(),
     })
 }
 
@@ -281,8 +358,14 @@ impl Campaign {
 }
 
 /// Images, secret and services; waits until all tasks run. Gives what the secret's value looks like.
-async fn prepare(cluster: &Cluster, campaign: &Campaign) -> anyhow::Result<Option<Needles>> {
+async fn prepare(
+    cluster: &Cluster,
+    campaign: &Campaign,
+    made: &mut Made,
+    stop: &Stop,
+) -> anyhow::Result<Option<Needles>> {
     cluster.pack_probe(IMAGE).await?;
+    made.images.push(IMAGE.to_owned());
     let mut control = cluster.client()?.control(0)?;
     let mut needles = None;
     if campaign.services.iter().any(|it| it.canary) {
@@ -299,9 +382,10 @@ async fn prepare(cluster: &Cluster, campaign: &Campaign) -> anyhow::Result<Optio
                 labels: Vec::new(),
             })
             .await?;
+        made.secrets.push(CANARY.to_owned());
     }
     for service in &campaign.services {
-        let image = image(cluster, service).await?;
+        let image = image(cluster, service, made).await?;
         let secrets = service.canary.then(|| SecretReference {
             name: CANARY.to_owned(),
             ..SecretReference::default()
@@ -330,6 +414,7 @@ async fn prepare(cluster: &Cluster, campaign: &Campaign) -> anyhow::Result<Optio
         };
         let created = control.create_service(request).await;
         created.with_context(|| format!("service {} cannot be made", service.name))?;
+        made.services.push(service.name.clone());
     }
     let (end, wanted) = (Instant::now() + PREPARES, campaign.replicas());
     loop {
@@ -341,6 +426,7 @@ async fn prepare(cluster: &Cluster, campaign: &Campaign) -> anyhow::Result<Optio
         if running >= wanted {
             return Ok(needles);
         }
+        anyhow::ensure!(!stop.is_asked(), INTERRUPTED);
         if Instant::now() > end {
             bail!(
                 "{running} of {wanted} tasks run after {} s: `bulkhead service ps` on such a cluster says why",
@@ -358,7 +444,7 @@ impl Campaign {
 }
 
 /// The name of a service's image, once it is stored.
-async fn image(cluster: &Cluster, service: &Service) -> anyhow::Result<String> {
+async fn image(cluster: &Cluster, service: &Service, made: &mut Made) -> anyhow::Result<String> {
     let tag = format!("bulkhead-chaos:{}", service.name);
     match &service.image {
         Image::Probe => return Ok(IMAGE.to_owned()),
@@ -372,6 +458,7 @@ async fn image(cluster: &Cluster, service: &Service) -> anyhow::Result<String> {
             cluster.bulkhead(&["image", "pack", &path, "-t", &tag]).await?;
         }
     }
+    made.images.push(tag.clone());
     Ok(tag)
 }
 
@@ -472,10 +559,6 @@ async fn settle(
     }
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
 /// What is not as it should be in a cluster that is left alone; nothing: all is.
 async fn wrong(
     managers: &mut Managers,
@@ -484,7 +567,7 @@ async fn wrong(
     replicas: usize,
 ) -> Option<(Rule, String)> {
     let converges = |what: String| Some((Rule::Converges, what));
-    let (mut heads, mut issuers) = (BTreeSet::new(), BTreeSet::new());
+    let mut issuers = BTreeSet::new();
     let unusable = |error: anyhow::Error| Some((Rule::Converges, format!("{error:#}")));
     for (at, node) in all.iter().enumerate().take(managers.count()) {
         let name = &node.name;
@@ -500,12 +583,7 @@ async fn wrong(
                     format!("{name} trusts {} roots", status.roots.len()),
                 ));
             }
-            Ok(status) => {
-                issuers.insert(status.issuer);
-                if let Some(head) = status.audit {
-                    heads.insert((head.sequence, head.hash));
-                }
-            }
+            Ok(status) => drop(issuers.insert(status.issuer)),
             Err(error) => return converges(format!("{name} does not answer: {}", error.message())),
         }
     }
@@ -574,53 +652,6 @@ async fn last_look(cluster: &Cluster) -> End {
     end
 }
 
-/// What a scenario expects and did not come true.
-fn unexpected(record: &Record, done: &[super::judge::Done], expect: &Expect, end_us: u64) -> Vec<Violation> {
-    let seen = record.seen();
-    let mut broken = Vec::new();
-    let mut broke = |at_us, evidence| {
-        broken.push(Violation {
-            rule: Rule::Expected,
-            at_us,
-            evidence,
-        });
-    };
-    if let Some(wanted) = expect.answered {
-        let (all, failed) = (seen.counts.requests, seen.counts.unanswered);
-        let share = (all - failed) as f64 / all.max(1) as f64;
-        if all == 0 || share < wanted.share() {
-            broke(
-                end_us,
-                format!(
-                    "{} of {all} requests were answered, {wanted} expected",
-                    all - failed
-                ),
-            );
-        }
-    }
-    if let Some(wanted) = expect.recovery {
-        for one in done.iter().filter(|it| it.skipped.is_none()) {
-            match one.gap_us {
-                Some(gap) if gap <= micros(wanted) => {}
-                gap => {
-                    let gap = gap.map_or("never".to_owned(), |gap| format!("after {} ms", gap / 1_000));
-                    broke(
-                        one.start_us,
-                        format!("#{} {}: the next write was answered {gap}", one.number, one.fault),
-                    );
-                }
-            }
-        }
-    }
-    if let Some(wanted) = expect.restarts {
-        let ended = seen.runs.values().filter(|run| run.gone_us.is_some()).count();
-        if ended as u64 > wanted {
-            broke(end_us, format!("{ended} tasks ended, {wanted} expected at most"));
-        }
-    }
-    broken
-}
-
 async fn keep_logs(cluster: &Cluster, report: &Path) -> anyhow::Result<PathBuf> {
     let folder = report.join("logs");
     std::fs::create_dir_all(&folder).with_context(|| format!("could not make {}", folder.display()))?;
@@ -672,45 +703,31 @@ async fn secrets(
         .collect())
 }
 
-/// Takes what this run made out of a cluster that stays.
-async fn tidy(cluster: &Cluster, campaign: &Campaign) -> anyhow::Result<()> {
+/// Takes what this run made out of a cluster that stays: services first, whose tasks use the rest until they ended.
+async fn tidy(cluster: &Cluster, made: Made) -> anyhow::Result<()> {
     let mut control = cluster.client()?.control(0)?;
-    let remove = |selector: String| -> anyhow::Result<RemoveRequest> {
-        Ok(RemoveRequest {
+    let services = made.services.into_iter().map(|name| (Kind::Service, name));
+    let secrets = made.secrets.into_iter().map(|name| (Kind::Secret, name));
+    let images = made.images.into_iter().map(|name| (Kind::Image, name));
+    for (kind, name) in services.chain(secrets).chain(images) {
+        let request = RemoveRequest {
             request_id: new_id()?,
-            selector,
+            selector: name.clone(),
             ..RemoveRequest::default()
-        })
-    };
-    let registers = (0..load::REGISTERS).map(load::name);
-    for name in campaign
-        .services
-        .iter()
-        .map(|it| it.name.clone())
-        .chain(registers)
-    {
-        control.remove_service(remove(name)?).await?;
-    }
-    let mut left: Vec<String> = Vec::new();
-    let mut after = Vec::new();
-    loop {
-        let request = ListRequest {
-            selector: String::new(),
-            after,
         };
-        let page = control.list_secrets(request).await?.into_inner();
-        let ours = page.secrets.into_iter().map(|it| it.name);
-        left.extend(ours.filter(|name| name.starts_with("chaos-") || name == CANARY));
-        after = page.next;
-        if after.is_empty() {
-            break;
-        }
-    }
-    for name in left {
-        // Used until the tasks of its service ended.
-        for _ in 0..100 {
-            match control.remove_secret(remove(name.clone())?).await {
+        let end = Instant::now() + PREPARES;
+        loop {
+            let removed = match kind {
+                Kind::Service => control.remove_service(request.clone()).await,
+                Kind::Secret => control.remove_secret(request.clone()).await,
+                _ => control.remove_image(request.clone()).await,
+            };
+            match removed {
                 Ok(_) => break,
+                Err(error) if error.code() == tonic::Code::NotFound => break,
+                Err(error) if Instant::now() > end => {
+                    return Err(error).with_context(|| format!("{name} is left in the cluster"));
+                }
                 Err(_) => sleep(PAUSE).await,
             }
         }

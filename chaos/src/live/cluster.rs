@@ -414,15 +414,21 @@ impl Cluster {
         }
     }
 
-    /// Ends it, if it was made here.
-    pub(super) async fn end(self) -> anyhow::Result<()> {
-        match self {
-            Self::Lab { lab, .. } => {
-                drop(lab);
-                Ok(())
-            }
-            Self::Compose(_) | Self::Dev(_) => Ok(()), // the journal has what is to be taken back
-        }
+    /// The command that has a worker of a cluster that stays take tasks again.
+    pub(super) fn activation(&self, at: usize) -> Option<Vec<String>> {
+        let own = match self {
+            Self::Lab { .. } => return None,
+            Self::Compose(compose) => compose.words(),
+            Self::Dev(dev) => dev.words(),
+        };
+        let update = [
+            "node",
+            "update",
+            "--availability",
+            "active",
+            &self.nodes()[at].name,
+        ];
+        Some(own.into_iter().chain(update.map(str::to_owned)).collect())
     }
 }
 

@@ -155,8 +155,25 @@ impl Compose {
     }
 
     pub(super) async fn bulkhead(&self, words: &[&str]) -> anyhow::Result<String> {
-        let line = [&["run", "--rm", "-T", "cli"], words].concat();
-        compose(&self.file, &self.project, &line).await
+        let own = self.words();
+        output(Command::new(&own[0]).args(&own[1..]).args(words)).await
+    }
+
+    /// The words of a command line that is this project's `bulkhead`.
+    pub(super) fn words(&self) -> Vec<String> {
+        let file = self.file.display().to_string();
+        let line = [
+            "docker-compose",
+            "-f",
+            &file,
+            "-p",
+            &self.project,
+            "run",
+            "--rm",
+            "-T",
+            "cli",
+        ];
+        line.map(str::to_owned).to_vec()
     }
 
     /// The first process of a container, as this machine counts; 0 while it does not run.

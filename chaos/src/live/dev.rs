@@ -9,7 +9,7 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
 use bulkhead_lab::client::Operator;
-use bulkhead_lab::{nodes, send, status, system};
+use bulkhead_lab::{nodes, send, system};
 use bulkhead_proto::wire::Role;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -42,29 +42,18 @@ impl Dev {
         let managers = std::fs::read_to_string(folder.join("managers"))
             .with_context(|| format!("there is no context '{context}': `bulkhead context ls` lists them"))?;
         let operator = Operator::load(&folder.join("key"))?;
-        let mut answer = None;
+        let mut answer = Err(anyhow::anyhow!("no manager of context '{context}' answers"));
         for address in managers.lines() {
             let mut control = operator.control(address)?;
-            match status(&mut control).await {
-                Ok(status) => {
-                    answer = Some((status, nodes(&mut control).await?));
+            match nodes(&mut control).await {
+                Ok(all) => {
+                    answer = Ok(all);
                     break;
                 }
-                Err(error) => {
-                    answer = answer.or_else(|| {
-                        eprintln!("{address}: {}", error.message());
-                        None
-                    })
-                }
+                Err(error) => answer = answer.context(format!("{address}: {}", error.message())),
             }
         }
-        let (status, all) = answer.with_context(|| format!("no manager of context '{context}' answers"))?;
-        if !status.lab {
-            bail!(
-                "the cluster of context '{context}' was not made with --lab, so nothing in it is broken on purpose; \
-                 `bulkhead cluster init --lab` and `bulkhead dev up` make one that may be"
-            );
-        }
+        let all = answer?;
         let mut found = Vec::new();
         for node in &all {
             let manager = node.role() == Role::Manager;
@@ -77,7 +66,11 @@ impl Dev {
                         .map_or(node.address.as_str(), |it| it.0)
                         .to_owned(),
                 };
-                let address = host.parse().unwrap_or(Ipv4Addr::UNSPECIFIED);
+                let address = match host.parse() {
+                    Ok(address) => address,
+                    Err(_) if manager => Ipv4Addr::UNSPECIFIED, // it is asked by its name
+                    Err(_) => bail!("worker {} is at {host}, which is no IPv4 address", node.name),
+                };
                 found.push((
                     node.address.clone(),
                     Node {
@@ -129,10 +122,17 @@ impl Dev {
         self.program.with_file_name(name)
     }
 
+    /// The words of a command line that is this context's `bulkhead`.
+    pub(super) fn words(&self) -> Vec<String> {
+        let program = self.program.display().to_string();
+        vec![program, "--context".to_owned(), self.context.clone()]
+    }
+
     pub(super) async fn bulkhead(&self, words: &[&str]) -> anyhow::Result<String> {
-        let output = Command::new(&self.program)
+        let own = self.words();
+        let output = Command::new(&own[0])
+            .args(&own[1..])
             .args(words)
-            .env("BULKHEAD_CONTEXT", &self.context)
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output()

@@ -15,9 +15,10 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::campaign::Stop;
 use super::cluster::{Cluster, Node};
 use super::fault::{Fault, Strike, Target};
-use super::journal::Journal;
+use super::journal::{Journal, Undo};
 use super::judge::Done;
 use super::links::{Cut, Detour, Links, cut};
 use super::proxy::{Harm, Proxy};
@@ -117,12 +118,16 @@ impl<'a> Driver<'a> {
         &mut self,
         strikes: &[Strike],
         length: Duration,
+        stop: &Stop,
         say: &mut (dyn FnMut(String) + Send),
     ) -> anyhow::Result<()> {
         let start = self.record.start();
         let mut left = strikes.iter().peekable();
         loop {
             let now = Instant::now();
+            if stop.is_asked() {
+                return Ok(());
+            }
             if now >= start + length && left.peek().is_none() && self.under.is_empty() {
                 return Ok(());
             }
@@ -333,7 +338,12 @@ impl<'a> Driver<'a> {
                 Fault::Pause => undo.extend(self.cluster.pause(*at, self.journal).await?),
                 Fault::Disconnect => undo.extend(self.cluster.disconnect(*at, self.journal).await?),
                 Fault::DiskFull => self.cluster.fill(*at, true)?,
-                Fault::Drain => self.set(*at, Availability::Drain).await?,
+                Fault::Drain => {
+                    if let Some(words) = self.cluster.activation(*at) {
+                        undo.push(self.journal.before(Undo::Activate { words })?);
+                    }
+                    self.set(*at, Availability::Drain).await?;
+                }
                 _ => {}
             }
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -10,12 +10,16 @@ use anyhow::{Context as _, bail};
 use bulkhead_lab::namespace::Namespace;
 use bulkhead_lab::{remove_claims, remove_groups, send, system};
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 use super::links::TABLE;
 
 /// Where journals are, unless another folder is named: gone with a restart of the machine, as are the faults.
 pub const FOLDER: &str = "/run/bulkhead-chaos";
+
+/// How the folder of a cluster begins; no other one is ever removed.
+pub(super) const PREFIX: &str = "bulkhead-chaos.";
 
 /// How something is taken back. Each can be done more than once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,8 @@ pub(super) enum Undo {
         folder: PathBuf,
         node: String,
     },
+    /// Has a worker take tasks again, by the words of a command.
+    Activate { words: Vec<String> },
     /// Lets processes go on; those of this name alone, since numbers come again.
     Continue { pids: Vec<u32>, started: Vec<u64> },
 }
@@ -85,6 +91,10 @@ impl Undo {
             } => run(Command::new(program)
                 .env("BULKHEAD_DEV_DIR", folder)
                 .args(["dev", "start", node])),
+            Self::Activate { words } => {
+                let (program, rest) = words.split_first().context("a command without words")?;
+                run(Command::new(program).args(rest))
+            }
             Self::Continue { pids, started } => {
                 for (pid, since) in pids.iter().zip(started) {
                     if system::started(*pid) == Some(*since) {
@@ -102,6 +112,12 @@ fn remove(folder: &Path) -> anyhow::Result<()> {
     if !folder.is_dir() {
         return Ok(());
     }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    anyhow::ensure!(
+        name.starts_with(PREFIX),
+        "{} was not made by this program",
+        folder.display()
+    );
     let of_it = |pid: &u32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|byte| *byte == 0)
@@ -176,11 +192,13 @@ impl Journal {
             .mode(0o700)
             .create(folder)
             .with_context(|| format!("no journal can be kept in {}", folder.display()))?;
+        must_be_own(folder)?;
         let pid = std::process::id();
-        let path = folder.join(format!("{pid}.jsonl"));
+        let started = system::started(pid).context("this program is not in /proc")?;
+        // A number comes again, and what another driver left stays.
+        let path = folder.join(format!("{pid}-{started}.jsonl"));
         let file = fs::File::options()
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .write(true)
             .mode(0o600)
             .open(&path)
@@ -190,7 +208,6 @@ impl Journal {
             file,
             open: Vec::new(),
         };
-        let started = system::started(pid).context("this program is not in /proc")?;
         journal.write(&Line::Driver { pid, started })?;
         Ok(journal)
     }
@@ -216,7 +233,7 @@ impl Journal {
     }
 
     /// Takes it back.
-    pub(super) fn undo(&mut self, number: usize) -> anyhow::Result<()> {
+    fn undo(&mut self, number: usize) -> anyhow::Result<()> {
         let undo = self.open.get_mut(number).and_then(Option::take);
         if let Some(undo) = undo {
             undo.perform()?;
@@ -233,13 +250,28 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes back all that is left, the newest first, and forgets it.
+    /// Takes back all that is left, the newest first, and forgets it. What cannot be taken back stays in the journal, and
+    /// keeps nothing else from being tried.
     pub(super) fn end(mut self) -> anyhow::Result<()> {
+        let mut first = Ok(());
         for number in (0..self.open.len()).rev() {
-            self.undo(number)?;
+            first = first.and(self.undo(number));
         }
+        first?;
         fs::remove_file(&self.path).with_context(|| format!("could not remove {}", self.path.display()))
     }
+}
+
+/// What is written in it is done as root: nobody else may write there.
+fn must_be_own(folder: &Path) -> anyhow::Result<()> {
+    let found =
+        fs::symlink_metadata(folder).with_context(|| format!("could not read {}", folder.display()))?;
+    anyhow::ensure!(
+        found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0,
+        "{} is not a folder that this program's user alone can write: name another one with --state",
+        folder.display()
+    );
+    Ok(())
 }
 
 /// Takes back what drivers that are gone left, and says what: one line for each.
@@ -255,6 +287,7 @@ pub fn clean_up(folder: &Path, out: &mut impl io::Write) -> anyhow::Result<()> {
         }
         Err(error) => return Err(error).with_context(|| format!("could not read {}", folder.display())),
     };
+    must_be_own(folder)?;
     let (mut failed, mut cleaned) = (0, 0);
     for path in entries.flatten().map(|entry| entry.path()) {
         if path.extension().is_none_or(|it| it != "jsonl") {
@@ -316,7 +349,7 @@ mod tests {
 
     fn place() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().expect("a folder");
-        let cluster = folder.path().join("cluster");
+        let cluster = folder.path().join("bulkhead-chaos.x");
         fs::create_dir_all(cluster.join("worker-1")).expect("made");
         (folder, cluster)
     }
@@ -370,6 +403,43 @@ mod tests {
         let path = journal.path.clone();
         journal.end().expect("ended");
         assert!(!cluster.exists() && !path.exists());
+    }
+
+    #[test]
+    fn what_cannot_be_taken_back_stays_and_keeps_nothing_else_from_it() {
+        let (folder, cluster) = place();
+        let others = folder.path().join("others");
+        fs::create_dir(&others).expect("made");
+        let mut journal = Journal::begin(&folder.path().join("state")).expect("a journal");
+        for folder in [&cluster, &others] {
+            journal
+                .before(Undo::Remove {
+                    folder: folder.clone(),
+                })
+                .expect("written");
+        }
+        let path = journal.path.clone();
+        let error = journal.end().expect_err("one of them is not ours");
+        assert!(
+            error.to_string().contains("was not made by this program"),
+            "{error}"
+        );
+        assert!(!cluster.exists() && others.is_dir());
+        let (_, open) = left(&fs::read_to_string(path).expect("kept"));
+        assert_eq!(open, [Undo::Remove { folder: others }]);
+    }
+
+    #[test]
+    fn a_folder_that_others_can_write_keeps_no_journal_and_is_not_believed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path().join("state");
+        fs::create_dir(&state).expect("made");
+        fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("ours");
+        assert!(Journal::begin(&state).is_err());
+        assert!(clean_up(&state, &mut Vec::new()).is_err());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/", &link).expect("made");
+        assert!(clean_up(&link, &mut Vec::new()).is_err());
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::fault::{Fault, Target};
+use super::micros;
 use super::record::{Seen, What};
+use super::scenario::Expect;
 use crate::check::{linearize, order};
 use crate::rules::{Rule, Violation};
 
@@ -16,6 +18,9 @@ const BUDGET: usize = 5_000_000;
 const GRACE_US: u64 = 45_000_000;
 /// For so long after its disk had room again a manager may still end for its sake.
 const FULL_US: u64 = 5_000_000;
+
+/// A panic ends a Rust program with this.
+const PANICKED: [&str; 2] = ["exit status: 101", "signal: 6 (SIGABRT)"];
 
 /// A fault as it was done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -131,8 +136,8 @@ pub(super) fn judge(
             broke(Rule::AcknowledgedIsKept, end_us, evidence)
         }),
     }
-    for (at_us, evidence) in ended(seen, done, nodes) {
-        broke(Rule::StartsAgain, at_us, evidence);
+    for (rule, at_us, evidence) in ended(seen, done, nodes) {
+        broke(rule, at_us, evidence);
     }
     for (gone, evidence) in restarted(seen, done) {
         broke(Rule::TasksRunOn, gone, evidence);
@@ -141,6 +146,52 @@ pub(super) fn judge(
         unknown.insert(Rule::TasksRunOn);
     }
     (broken, unknown)
+}
+
+/// What a scenario expects and did not come true.
+pub(super) fn unexpected(seen: &Seen, done: &[Done], expect: &Expect, end_us: u64) -> Vec<Violation> {
+    let mut broken = Vec::new();
+    let mut broke = |at_us, evidence| {
+        broken.push(Violation {
+            rule: Rule::Expected,
+            at_us,
+            evidence,
+        });
+    };
+    if let Some(wanted) = expect.answered {
+        let (all, failed) = (seen.counts.requests, seen.counts.unanswered);
+        let share = (all - failed) as f64 / all.max(1) as f64;
+        if all == 0 || share < wanted.share() {
+            broke(
+                end_us,
+                format!(
+                    "{} of {all} requests were answered, {wanted} expected",
+                    all - failed
+                ),
+            );
+        }
+    }
+    if let Some(wanted) = expect.recovery {
+        for one in done.iter().filter(|it| it.skipped.is_none()) {
+            match one.gap_us {
+                Some(gap) if gap <= micros(wanted) => {}
+                gap => {
+                    let gap = gap.map_or("never".to_owned(), |gap| format!("after {} ms", gap / 1_000));
+                    broke(
+                        one.start_us,
+                        format!("#{} {}: the next write was answered {gap}", one.number, one.fault),
+                    );
+                }
+            }
+        }
+    }
+    if let Some(wanted) = expect.restarts {
+        let ended = seen.runs.values().filter(|run| run.gone_us.is_some()).count();
+        if ended as u64 > wanted {
+            broke(end_us, format!("{ended} tasks ended, {wanted} expected at most"));
+        }
+    }
+    broken
 }
 
 fn lost(seen: &Seen, end: &End, mut broke: impl FnMut(String)) {
@@ -160,8 +211,8 @@ fn lost(seen: &Seen, end: &End, mut broke: impl FnMut(String)) {
     }
 }
 
-/// Programs that ended by themselves, but for managers whose disk was full a moment ago.
-fn ended(seen: &Seen, done: &[Done], nodes: &[String]) -> Vec<(u64, String)> {
+/// Programs that panicked, or ended by themselves otherwise, but for managers whose disk was full a moment ago.
+fn ended(seen: &Seen, done: &[Done], nodes: &[String]) -> Vec<(Rule, u64, String)> {
     let full = |name: &String, at: u64| {
         done.iter().any(|it| {
             it.fault == Fault::DiskFull
@@ -173,9 +224,16 @@ fn ended(seen: &Seen, done: &[Done], nodes: &[String]) -> Vec<(u64, String)> {
     seen.events
         .iter()
         .filter_map(|event| match &event.what {
-            What::Ends { node, how } if by_itself(how) && !full(&nodes[*node], event.at_us) => {
-                Some((event.at_us, format!("{} ended by itself: {how}", nodes[*node])))
-            }
+            What::Ends { node, how } if PANICKED.contains(&how.as_str()) => Some((
+                Rule::NoPanic,
+                event.at_us,
+                format!("{} ended by a panic: its log says more", nodes[*node]),
+            )),
+            What::Ends { node, how } if by_itself(how) && !full(&nodes[*node], event.at_us) => Some((
+                Rule::StartsAgain,
+                event.at_us,
+                format!("{} ended by itself: {how}", nodes[*node]),
+            )),
             _ => None,
         })
         .collect()
@@ -306,7 +364,12 @@ mod tests {
     #[test]
     fn a_program_ends_by_itself_on_a_full_disk_alone() {
         let mut seen = Seen::default();
-        for (at_us, how) in [(10, "killed"), (20, "exit status: 0"), (30, "exit status: 74")] {
+        for (at_us, how) in [
+            (10, "killed"),
+            (20, "exit status: 0"),
+            (30, "exit status: 74"),
+            (31, "exit status: 101"),
+        ] {
             seen.events.push(Event {
                 at_us,
                 what: What::Ends {
@@ -317,9 +380,11 @@ mod tests {
         }
         let names = ["manager-1".to_owned()];
         let mut full = done(Fault::DiskFull, &[], 25, 28);
-        assert_eq!(ended(&seen, &[full.clone()], &names).len(), 1);
+        let rules =
+            |done: &[Done]| -> Vec<Rule> { ended(&seen, done, &names).iter().map(|it| it.0).collect() };
+        assert_eq!(rules(&[full.clone()]), [Rule::StartsAgain, Rule::NoPanic]);
         full.nodes = names.to_vec();
-        assert_eq!(ended(&seen, &[full], &names), []);
+        assert_eq!(rules(&[full]), [Rule::NoPanic], "a full disk excuses no panic");
     }
 
     #[test]
@@ -352,6 +417,27 @@ mod tests {
             Rule::Linearizable,
         ];
         assert_eq!(found, BTreeSet::from(wanted));
+    }
+
+    #[test]
+    fn what_a_scenario_expects_is_held_against_what_was_seen() {
+        let mut seen = Seen::default();
+        (seen.counts.requests, seen.counts.unanswered) = (1_000, 11);
+        let mut one = done(Fault::Kill, &[], 10, 20);
+        one.gap_us = Some(2_000_001);
+        let broken = |expect| unexpected(&seen, &[one.clone()], &expect, 99).len();
+        let answered = |text: &str| Expect {
+            answered: serde_json::from_str(text).ok(),
+            ..Expect::default()
+        };
+        let recovery = |seconds| Expect {
+            recovery: Some(std::time::Duration::from_secs(seconds)),
+            ..Expect::default()
+        };
+        assert_eq!((broken(answered("\"98%\"")), broken(answered("\"99%\""))), (0, 1));
+        assert_eq!((broken(recovery(3)), broken(recovery(2))), (0, 1));
+        let nobody_asked = unexpected(&Seen::default(), &[], &answered("\"1%\""), 99);
+        assert_eq!(nobody_asked.len(), 1, "no request is no success");
     }
 
     #[test]

@@ -46,9 +46,16 @@ pub(super) struct Client {
     serial: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tries {
+    One,
+    Several,
+}
+
 /// What a request came to.
 enum Outcome<T> {
-    Done(T),
+    /// It was made; the answer is to the only try, or to one of several.
+    Done(T, Tries),
     Refused,
     Unknown,
 }
@@ -84,7 +91,10 @@ impl Client {
                 self.record.seen().counts.repeats += 1;
             }
             match timeout(each, send(control)).await {
-                Ok(Ok(done)) => return Outcome::Done(done.into_inner()),
+                Ok(Ok(done)) => {
+                    let tries = if sent { Tries::Several } else { Tries::One };
+                    return Outcome::Done(done.into_inner(), tries);
+                }
                 // What was sent before may have been made, and others may have changed it since.
                 Ok(Err(status)) if is_refusal(&status) && sent => return Outcome::Unknown,
                 Ok(Err(status)) if is_refusal(&status) => return Outcome::Refused,
@@ -127,7 +137,7 @@ impl Client {
             {
                 let mut seen = self.record.seen();
                 match outcome {
-                    Outcome::Done(_) => {
+                    Outcome::Done(..) => {
                         seen.counts.accepted += 1;
                         seen.acks.push(Ack { sent_us, done_us });
                         seen.secrets.insert(name.clone(), fate(true));
@@ -166,7 +176,7 @@ impl Client {
             })
             .await;
         match outcome {
-            Outcome::Done(_) => {
+            Outcome::Done(..) => {
                 set(&self.record, true);
                 self.record.seen().counts.accepted += 1;
             }
@@ -250,9 +260,10 @@ impl Client {
         let returned = self.record.now_us();
         let mut seen = self.record.seen();
         let (told, index) = match outcome {
-            Outcome::Done(change) => {
+            Outcome::Done(change, tries) => {
                 seen.counts.accepted += 1;
-                (Told::Done, Some(change.index))
+                // Which of several tries made it is not said: the answer's index may be a later one.
+                (Told::Done, (tries == Tries::One).then_some(change.index))
             }
             // A version can be old without the value being another one: it says nothing about the value.
             Outcome::Refused => {

@@ -26,3 +26,7 @@ pub use fault::{Fault, Strike, Target};
 pub use journal::{FOLDER, clean_up};
 pub use plan::Plan;
 pub use scenario::{Expect, Scenario, ScenarioError};
+
+fn micros(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

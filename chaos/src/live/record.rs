@@ -148,7 +148,7 @@ impl Record {
 
     /// Microseconds since the run began.
     pub(super) fn now_us(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+        super::micros(self.start.elapsed())
     }
 
     /// When the run began.

@@ -2,7 +2,7 @@
 
 use std::process::{Child, Command, Stdio};
 
-use bulkhead_tests::{Answer, Lab, eventually, may_run, programs};
+use bulkhead_tests::{Answer, Lab, Spawned, eventually, may_run, programs};
 
 /// A driver with its own folders.
 fn chaos(folder: &std::path::Path, line: &str) -> Command {
@@ -170,6 +170,93 @@ fn a_cluster_is_broken_only_if_it_was_made_to_be() {
         "no rule is broken where nothing can be done: {}",
         network.whole()
     );
+}
+
+#[test]
+fn a_cluster_that_was_not_made_for_it_is_refused() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::nothing_yet();
+    let manager = Spawned::manager(&lab, "own");
+    let address = format!("{}.9:7443", lab.network());
+    lab.ok(&format!(
+        "cluster init --socket {} --listen {address} --advertise {address} --name own",
+        manager.socket().display()
+    ));
+    let context = lab.ok("context ls -q");
+    let mut command = lab.program("bulkhead-chaos");
+    command.args([
+        "live",
+        "--plan",
+        "rotation",
+        "--minutes",
+        "0.3",
+        "--target",
+        context.trim(),
+    ]);
+    command.arg("--state").arg(lab.folder().join("state"));
+    let refused = Answer::of(&mut command, b"");
+    assert_eq!(refused.code, 3);
+    assert!(
+        refused.whole().contains("was not made with --lab"),
+        "{}",
+        refused.whole()
+    );
+    let audit = lab.ok("audit");
+    assert!(
+        !audit.contains("rotate") && lab.ok("service ls -q").trim().is_empty(),
+        "nothing was done: {audit}"
+    );
+}
+
+#[test]
+fn an_interrupted_run_leaves_a_cluster_that_stays_as_it_was() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::up(1, 2);
+    let scenario = lab.folder().join("scenario.yml");
+    std::fs::write(
+        &scenario,
+        "name: long\nlength: 5m\nservices: [{name: web, image: probe, replicas: 2}]\n\
+         faults: [{at: 1s, fault: drain, target: worker-1, for: 4m}, {at: 1s, fault: pause, target: worker-2, for: 4m}]\n",
+    )
+    .expect("written");
+    let context = lab.ok("context ls -q");
+    let mut command = lab.program("bulkhead-chaos");
+    command
+        .arg("run")
+        .arg(&scenario)
+        .arg("--target")
+        .arg(context.trim());
+    command.arg("--state").arg(lab.folder().join("state"));
+    let mut driver = Killed(
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("it starts"),
+    );
+    let availability = || lab.json("node inspect worker-1")[0]["availability"].to_string();
+    eventually("a worker is drained", || {
+        let is = availability();
+        is.contains("drain").then_some(()).ok_or(is)
+    });
+    bulkhead_lab::send(driver.0.id(), nix::sys::signal::Signal::SIGINT);
+    let ended = driver.0.wait().expect("it ends");
+    assert_eq!(ended.code(), Some(3), "an interrupted run proves nothing");
+    assert!(availability().contains("active"), "{}", availability());
+    assert_eq!(lab.ok("secret ls -q").trim(), "");
+    eventually("its services are gone and both workers are there", || {
+        let (services, ready) = (
+            lab.ok("service ls -q"),
+            lab.ok("node ls -q --filter role=worker --filter state=ready"),
+        );
+        (services.trim().is_empty() && ready.lines().count() == 2)
+            .then_some(())
+            .ok_or(format!("{services} {ready}"))
+    });
 }
 
 #[test]
