@@ -26,7 +26,7 @@ pub fn check(operations: &[Operation]) -> Result<(), Broken> {
             // What looks at an index sees what was written at it.
             (Some(index), Told::Done | Told::Stale, _) => known.push((index, looks, number)),
             (_, Told::Unknown, Action::Swap { from, to }) | (None, Told::Done, Action::Swap { from, to }) => {
-                drop(unknown.insert(to, from));
+                unknown.insert(to, from);
             }
             _ => {}
         }
