@@ -4,6 +4,7 @@
 //! own, as the tour and an operator start them. Everything lies in one folder.
 
 pub mod client;
+pub mod clock;
 mod groups;
 mod machine;
 pub mod namespace;

@@ -67,7 +67,14 @@ impl Ground {
             // All its nodes are on one network of this machine, or on others' machines; a service manager is there.
             Self::Context { .. } => matches!(
                 fault,
-                Fault::Kill | Fault::KillAgent | Fault::Pause | Fault::RotateRoot | Fault::Drain
+                Fault::Kill
+                    | Fault::KillAgent
+                    | Fault::Pause
+                    | Fault::ClockAhead
+                    | Fault::ClockBehind
+                    | Fault::ClockJumps
+                    | Fault::RotateRoot
+                    | Fault::Drain
             ),
         }
     }
@@ -316,6 +323,11 @@ impl Cluster {
             while std::io::Write::write_all(&mut file, &block[..size]).is_ok() {}
         }
         Ok(())
+    }
+
+    /// Whether its processes go on when this program dies.
+    pub(super) fn outlives_us(&self) -> bool {
+        !matches!(self, Self::Lab { .. })
     }
 
     /// The processes of a node: none while it is down.

@@ -6,8 +6,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bulkhead_lab::PORT;
 use bulkhead_lab::client::{Control, Managers, new_id};
+use bulkhead_lab::{PORT, clock, system};
+
 use bulkhead_proto::wire::Availability;
 use bulkhead_proto::wire::{RotateRootRequest, UpdateNodeRequest};
 use rand::rngs::SmallRng;
@@ -48,6 +49,8 @@ struct Under {
     until: Instant,
     /// In the journal.
     undo: Vec<usize>,
+    /// Processes whose wall clocks it set wrong.
+    clocks: BTreeSet<u32>,
 }
 
 /// Where nodes are now: clients of services go there.
@@ -74,6 +77,7 @@ pub(super) struct Driver<'a> {
     pub(super) done: Vec<Done>,
     next_sample: Instant,
     next_look: Instant,
+    looks: u64,
 }
 
 impl<'a> Driver<'a> {
@@ -107,6 +111,7 @@ impl<'a> Driver<'a> {
             done: Vec::new(),
             next_sample: Instant::now(),
             next_look: Instant::now(),
+            looks: 0,
             cluster,
             journal,
             record,
@@ -160,6 +165,11 @@ impl<'a> Driver<'a> {
             return Ok(());
         }
         self.next_look = now + LOOK;
+        self.looks += 1;
+        let mut under = std::mem::take(&mut self.under);
+        let set = under.iter_mut().try_for_each(|one| self.set_clocks(one));
+        self.under = under;
+        set?;
         for (at, how) in self.cluster.ended()? {
             self.record.event(What::Ends { node: at, how });
             if !self.down.contains(&at) {
@@ -270,13 +280,16 @@ impl<'a> Driver<'a> {
                     done.end_us = self.record.now_us();
                 } else {
                     done.end_us = u64::MAX;
-                    self.under.push(Under {
+                    let mut one = Under {
                         number,
                         fault: strike.fault,
                         nodes,
                         until: Instant::now() + strike.lasts,
                         undo,
-                    });
+                        clocks: BTreeSet::new(),
+                    };
+                    self.set_clocks(&mut one)?;
+                    self.under.push(one);
                 }
             }
             // What the cluster is too broken for is said, and counted: too many of it, and the run proves nothing.
@@ -338,6 +351,11 @@ impl<'a> Driver<'a> {
                 Fault::Pause => undo.extend(self.cluster.pause(*at, self.journal).await?),
                 Fault::Disconnect => undo.extend(self.cluster.disconnect(*at, self.journal).await?),
                 Fault::DiskFull => self.cluster.fill(*at, true)?,
+                Fault::ClockAhead | Fault::ClockBehind | Fault::ClockJumps => {
+                    clock::possible()?;
+                    let here = !self.cluster.processes(*at).is_empty();
+                    anyhow::ensure!(here, "it has no process on this machine");
+                }
                 Fault::Drain => {
                     if let Some(words) = self.cluster.activation(*at) {
                         undo.push(self.journal.before(Undo::Activate { words })?);
@@ -351,6 +369,30 @@ impl<'a> Driver<'a> {
             self.rotate().await?;
         }
         Ok((undo, workers))
+    }
+
+    /// Sets the clocks of a node's processes wrong, of those that began meanwhile, too.
+    fn set_clocks(&mut self, one: &mut Under) -> anyhow::Result<()> {
+        for at in one.nodes.clone() {
+            let Some(offset) = one.fault.clock(self.cluster.nodes()[at].manager, self.looks) else {
+                return Ok(());
+            };
+            let pids = self.cluster.processes(at);
+            let new = pids.iter().filter(|pid| !one.clocks.contains(pid));
+            let new: Vec<(u32, u64)> = new
+                .filter_map(|pid| Some((*pid, system::started(*pid)?)))
+                .collect();
+            if !new.is_empty() && self.cluster.outlives_us() {
+                let (pids, started) = new.iter().copied().unzip();
+                one.undo.push(self.journal.before(Undo::Clock { pids, started })?);
+            }
+            one.clocks.extend(new.iter().map(|(pid, _)| *pid));
+            one.clocks.retain(|pid| pids.contains(pid));
+            for pid in &one.clocks {
+                set_clock(*pid, offset)?;
+            }
+        }
+        Ok(())
     }
 
     /// What a fault does to the network, with the slow ways that it needs.
@@ -454,6 +496,12 @@ impl<'a> Driver<'a> {
                     self.moved(*at);
                 }
                 Fault::DiskFull => self.cluster.fill(*at, false)?,
+                Fault::ClockAhead | Fault::ClockBehind | Fault::ClockJumps => {
+                    // A copy that a process made of itself has its clock, too.
+                    for pid in self.cluster.processes(*at) {
+                        set_clock(pid, 0)?;
+                    }
+                }
                 Fault::Drain => active &= self.set(*at, Availability::Active).await.is_ok(),
                 _ => {}
             }
@@ -495,6 +543,14 @@ impl<'a> Driver<'a> {
     }
 }
 
+/// Sets a process's clock; it may have ended meanwhile.
+fn set_clock(pid: u32, offset: i32) -> anyhow::Result<()> {
+    match clock::set(pid, offset) {
+        Err(error) if system::started(pid).is_some() => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// How a fault is taken back, for the report.
 fn undo(fault: Fault) -> &'static str {
     match fault {
@@ -503,6 +559,7 @@ fn undo(fault: Fault) -> &'static str {
         Fault::Pause => "a signal to go on",
         Fault::Disconnect => "its network plugged in",
         Fault::DiskFull => "room on the disk",
+        Fault::ClockAhead | Fault::ClockBehind | Fault::ClockJumps => "the machine's clock",
         Fault::RotateRoot => "nothing: the cluster carries on",
         Fault::Drain => "the worker active again",
         Fault::Isolate

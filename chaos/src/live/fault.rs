@@ -41,6 +41,12 @@ pub enum Fault {
     Corrupt,
     /// Its disk is full.
     DiskFull,
+    /// Its wall clock is ahead: a manager's by an hour, a worker's by a hundred days.
+    ClockAhead,
+    /// Its wall clock is ten days behind.
+    ClockBehind,
+    /// Its wall clock jumps from an hour ahead to an hour behind and back, several times a second.
+    ClockJumps,
     /// The root of the cluster is rotated. Over at once: the cluster carries on by itself.
     RotateRoot,
     /// A worker is drained, and takes tasks again in the end.
@@ -66,6 +72,9 @@ impl Fault {
         Self::Delay,
         Self::Corrupt,
         Self::DiskFull,
+        Self::ClockAhead,
+        Self::ClockBehind,
+        Self::ClockJumps,
         Self::RotateRoot,
         Self::Drain,
     ];
@@ -89,6 +98,9 @@ impl Fault {
             Self::Delay => "delay",
             Self::Corrupt => "corrupt",
             Self::DiskFull => "disk-full",
+            Self::ClockAhead => "clock-ahead",
+            Self::ClockBehind => "clock-behind",
+            Self::ClockJumps => "clock-jumps",
             Self::RotateRoot => "rotate-root",
             Self::Drain => "drain",
         }
@@ -119,6 +131,18 @@ impl Fault {
                 | Self::Delay
                 | Self::Corrupt
         )
+    }
+
+    /// How many seconds off a node's wall clock is while it lasts, of the `turn`th look at it; nothing where it is right.
+    pub fn clock(self, manager: bool, turn: u64) -> Option<i32> {
+        const HOUR: i32 = 3_600;
+        const DAY: i32 = 24 * HOUR;
+        match self {
+            Self::ClockAhead => Some(if manager { HOUR } else { 100 * DAY }),
+            Self::ClockBehind => Some(-10 * DAY),
+            Self::ClockJumps => Some(if turn.is_multiple_of(2) { HOUR } else { -HOUR }),
+            _ => None,
+        }
     }
 
     /// Whether it can be done to a worker; the rest is for managers.

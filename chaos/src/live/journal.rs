@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use bulkhead_lab::namespace::Namespace;
-use bulkhead_lab::{remove_claims, remove_groups, send, system};
+use bulkhead_lab::{clock, remove_claims, remove_groups, send, system};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
@@ -51,11 +51,19 @@ pub(super) enum Undo {
     Activate { words: Vec<String> },
     /// Lets processes go on; those of this name alone, since numbers come again.
     Continue { pids: Vec<u32>, started: Vec<u64> },
+    /// Sets the wall clocks of processes right.
+    Clock { pids: Vec<u32>, started: Vec<u64> },
 }
 
 impl Undo {
     /// Takes it back.
     pub(super) fn perform(&self) -> anyhow::Result<()> {
+        let same = |pids: &[u32], started: &[u64]| -> Vec<u32> {
+            let both = pids.iter().zip(started);
+            both.filter(|(pid, since)| system::started(**pid) == Some(**since))
+                .map(|(pid, _)| *pid)
+                .collect()
+        };
         match self {
             Self::Remove { folder } => remove(folder),
             Self::ComposeDown { file, project } => run(Command::new("docker-compose")
@@ -96,10 +104,14 @@ impl Undo {
                 run(Command::new(program).args(rest))
             }
             Self::Continue { pids, started } => {
-                for (pid, since) in pids.iter().zip(started) {
-                    if system::started(*pid) == Some(*since) {
-                        send(*pid, Signal::SIGCONT);
-                    }
+                for pid in same(pids, started) {
+                    send(pid, Signal::SIGCONT);
+                }
+                Ok(())
+            }
+            Self::Clock { pids, started } => {
+                for pid in same(pids, started) {
+                    clock::set(pid, 0)?;
                 }
                 Ok(())
             }

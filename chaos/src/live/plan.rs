@@ -26,6 +26,8 @@ pub enum Plan {
     Rotation,
     /// Managers' disks are full, and managers die.
     Disk,
+    /// Wall clocks of single nodes are wrong, or jump.
+    Clock,
     /// More managers fail at once than the cluster can lose.
     Quorum,
 }
@@ -68,6 +70,7 @@ impl Plan {
                 (Disconnect, W),
                 (Reset, W),
                 (Drain, W),
+                (ClockAhead, W),
             ]
         };
         let managers = |choices| Lane {
@@ -92,6 +95,7 @@ impl Plan {
                         leader(),
                         network(),
                         vec![(Kill, M), (Pause, M), (Stop, M), (Kill, Target::AllManagers)],
+                        vec![(ClockAhead, M), (ClockBehind, L), (ClockJumps, L)],
                     ]
                     .concat(),
                 ),
@@ -111,6 +115,20 @@ impl Plan {
                 (Kill, L),
                 (Kill, Target::AllManagers),
             ])],
+            Self::Clock => {
+                let wrong = [ClockAhead, ClockBehind, ClockJumps];
+                vec![
+                    managers(
+                        wrong
+                            .iter()
+                            .flat_map(|it| [(*it, L), (*it, M)])
+                            .chain([(Kill, L)])
+                            .collect(),
+                    ),
+                    beside(wrong.iter().map(|it| (*it, W)).chain([(Kill, W)]).collect()),
+                    root((25_000, 40_000)),
+                ]
+            }
             Self::Quorum => vec![managers(vec![
                 (Kill, Target::AllManagers),
                 (Pause, Target::AllManagers),
