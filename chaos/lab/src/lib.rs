@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod descriptors;
 mod groups;
 mod machine;
 pub mod namespace;

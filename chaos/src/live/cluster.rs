@@ -73,6 +73,8 @@ impl Ground {
                     | Fault::ClockAhead
                     | Fault::ClockBehind
                     | Fault::ClockJumps
+                    | Fault::NoDescriptors
+                    | Fault::Starve
                     | Fault::RotateRoot
                     | Fault::Drain
             ),

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bulkhead_lab::client::{Control, Managers, new_id};
-use bulkhead_lab::{PORT, clock, system};
+use bulkhead_lab::{PORT, clock, descriptors, system};
 
 use bulkhead_proto::wire::Availability;
 use bulkhead_proto::wire::{RotateRootRequest, UpdateNodeRequest};
+use nix::sys::signal::Signal;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -38,6 +39,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 const HEALS: Duration = Duration::from_secs(60);
 /// What a slow connection adds to each piece, at most.
 const DELAY: Duration = Duration::from_millis(120);
+/// Of processes that starve: how long they stand still, and how long they run.
+const STANDS: Duration = Duration::from_millis(90);
+const RUNS: Duration = Duration::from_millis(10);
 /// One of so many pieces that a bad connection changes.
 const CORRUPT: u32 = 50;
 
@@ -51,6 +55,10 @@ struct Under {
     undo: Vec<usize>,
     /// Processes whose wall clocks it set wrong.
     clocks: BTreeSet<u32>,
+    /// How many files processes may open without it.
+    limits: Vec<(u32, u64)>,
+    /// Has processes stand still most of the time.
+    starving: Option<Starving>,
 }
 
 /// Where nodes are now: clients of services go there.
@@ -287,8 +295,11 @@ impl<'a> Driver<'a> {
                         until: Instant::now() + strike.lasts,
                         undo,
                         clocks: BTreeSet::new(),
+                        limits: Vec::new(),
+                        starving: None,
                     };
                     self.set_clocks(&mut one)?;
+                    self.take_resources(&mut one)?;
                     self.under.push(one);
                 }
             }
@@ -356,6 +367,10 @@ impl<'a> Driver<'a> {
                     let here = !self.cluster.processes(*at).is_empty();
                     anyhow::ensure!(here, "it has no process on this machine");
                 }
+                Fault::NoDescriptors | Fault::Starve => {
+                    let here = !self.cluster.processes(*at).is_empty();
+                    anyhow::ensure!(here, "it has no process on this machine");
+                }
                 Fault::Drain => {
                     if let Some(words) = self.cluster.activation(*at) {
                         undo.push(self.journal.before(Undo::Activate { words })?);
@@ -391,6 +406,47 @@ impl<'a> Driver<'a> {
             for pid in &one.clocks {
                 set_clock(*pid, offset)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Takes files or processor time from a node's processes.
+    fn take_resources(&mut self, one: &mut Under) -> anyhow::Result<()> {
+        if !matches!(one.fault, Fault::NoDescriptors | Fault::Starve) {
+            return Ok(());
+        }
+        let pids: Vec<u32> = one
+            .nodes
+            .iter()
+            .flat_map(|at| self.cluster.processes(*at))
+            .collect();
+        let started = pids
+            .iter()
+            .map(|pid| system::started(*pid).unwrap_or_default())
+            .collect();
+        let undo = if one.fault == Fault::Starve {
+            Undo::Continue {
+                pids: pids.clone(),
+                started,
+            }
+        } else {
+            for pid in &pids {
+                one.limits.push((*pid, descriptors::limit_of(*pid)?));
+            }
+            Undo::Descriptors {
+                pids: pids.clone(),
+                started,
+                limits: one.limits.iter().map(|(_, limit)| *limit).collect(),
+            }
+        };
+        if self.cluster.outlives_us() {
+            one.undo.push(self.journal.before(undo)?);
+        }
+        for (pid, _) in &one.limits {
+            descriptors::exhaust(*pid)?;
+        }
+        if one.fault == Fault::Starve {
+            one.starving = Some(Starving::begin(pids));
         }
         Ok(())
     }
@@ -476,7 +532,14 @@ impl<'a> Driver<'a> {
     }
 
     /// Takes a fault back.
-    async fn end(&mut self, one: Under) -> anyhow::Result<()> {
+    async fn end(&mut self, mut one: Under) -> anyhow::Result<()> {
+        drop(one.starving.take());
+        for (pid, limit) in std::mem::take(&mut one.limits) {
+            match descriptors::limit(pid, limit) {
+                Err(error) if system::started(pid).is_some() => return Err(error),
+                _ => {}
+            }
+        }
         let mut active = true;
         if one.fault.is_of_network() {
             self.links.remove(one.number);
@@ -543,6 +606,38 @@ impl<'a> Driver<'a> {
     }
 }
 
+/// Has processes stand still for nine tenths of the time, until it goes.
+struct Starving {
+    pids: Vec<u32>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Starving {
+    fn begin(pids: Vec<u32>) -> Self {
+        let theirs = pids.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                for (signal, time) in [(Signal::SIGSTOP, STANDS), (Signal::SIGCONT, RUNS)] {
+                    for pid in &theirs {
+                        bulkhead_lab::send(*pid, signal);
+                    }
+                    sleep(time).await;
+                }
+            }
+        });
+        Self { pids, task }
+    }
+}
+
+impl Drop for Starving {
+    fn drop(&mut self) {
+        self.task.abort();
+        for pid in &self.pids {
+            bulkhead_lab::send(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
 /// Sets a process's clock; it may have ended meanwhile.
 fn set_clock(pid: u32, offset: i32) -> anyhow::Result<()> {
     match clock::set(pid, offset) {
@@ -560,6 +655,8 @@ fn undo(fault: Fault) -> &'static str {
         Fault::Disconnect => "its network plugged in",
         Fault::DiskFull => "room on the disk",
         Fault::ClockAhead | Fault::ClockBehind | Fault::ClockJumps => "the machine's clock",
+        Fault::NoDescriptors => "its limit of open files",
+        Fault::Starve => "a signal to go on",
         Fault::RotateRoot => "nothing: the cluster carries on",
         Fault::Drain => "the worker active again",
         Fault::Isolate

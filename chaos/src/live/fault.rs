@@ -47,6 +47,10 @@ pub enum Fault {
     ClockBehind,
     /// Its wall clock jumps from an hour ahead to an hour behind and back, several times a second.
     ClockJumps,
+    /// A manager can open no more files and connections.
+    NoDescriptors,
+    /// It gets a tenth of the processor time: it stands still for 90 of each 100 ms.
+    Starve,
     /// The root of the cluster is rotated. Over at once: the cluster carries on by itself.
     RotateRoot,
     /// A worker is drained, and takes tasks again in the end.
@@ -75,6 +79,8 @@ impl Fault {
         Self::ClockAhead,
         Self::ClockBehind,
         Self::ClockJumps,
+        Self::NoDescriptors,
+        Self::Starve,
         Self::RotateRoot,
         Self::Drain,
     ];
@@ -101,6 +107,8 @@ impl Fault {
             Self::ClockAhead => "clock-ahead",
             Self::ClockBehind => "clock-behind",
             Self::ClockJumps => "clock-jumps",
+            Self::NoDescriptors => "no-descriptors",
+            Self::Starve => "starve",
             Self::RotateRoot => "rotate-root",
             Self::Drain => "drain",
         }
@@ -147,7 +155,10 @@ impl Fault {
 
     /// Whether it can be done to a worker; the rest is for managers.
     pub fn is_for_workers(self) -> bool {
-        !matches!(self, Self::Split | Self::Bridge | Self::Ring | Self::DiskFull)
+        !matches!(
+            self,
+            Self::Split | Self::Bridge | Self::Ring | Self::DiskFull | Self::NoDescriptors
+        )
     }
 
     /// Whether it can be done to a manager.

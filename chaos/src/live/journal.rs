@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use bulkhead_lab::namespace::Namespace;
-use bulkhead_lab::{clock, remove_claims, remove_groups, send, system};
+use bulkhead_lab::{clock, descriptors, remove_claims, remove_groups, send, system};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,12 @@ pub(super) enum Undo {
     Activate { words: Vec<String> },
     /// Lets processes go on; those of this name alone, since numbers come again.
     Continue { pids: Vec<u32>, started: Vec<u64> },
+    /// Lets processes open as many files again as before.
+    Descriptors {
+        pids: Vec<u32>,
+        started: Vec<u64>,
+        limits: Vec<u64>,
+    },
     /// Sets the wall clocks of processes right.
     Clock { pids: Vec<u32>, started: Vec<u64> },
 }
@@ -106,6 +112,17 @@ impl Undo {
             Self::Continue { pids, started } => {
                 for pid in same(pids, started) {
                     send(pid, Signal::SIGCONT);
+                }
+                Ok(())
+            }
+            Self::Descriptors {
+                pids,
+                started,
+                limits,
+            } => {
+                let same = same(pids, started);
+                for (pid, limit) in pids.iter().zip(limits).filter(|(pid, _)| same.contains(pid)) {
+                    descriptors::limit(*pid, *limit)?;
                 }
                 Ok(())
             }

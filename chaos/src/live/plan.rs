@@ -71,6 +71,7 @@ impl Plan {
                 (Reset, W),
                 (Drain, W),
                 (ClockAhead, W),
+                (Starve, W),
             ]
         };
         let managers = |choices| Lane {
@@ -96,6 +97,7 @@ impl Plan {
                         network(),
                         vec![(Kill, M), (Pause, M), (Stop, M), (Kill, Target::AllManagers)],
                         vec![(ClockAhead, M), (ClockBehind, L), (ClockJumps, L)],
+                        vec![(NoDescriptors, L), (NoDescriptors, M), (Starve, L), (Starve, M)],
                     ]
                     .concat(),
                 ),
