@@ -10,7 +10,7 @@ PROGRAMS := bulkhead-manager bulkhead-probe bulkhead bulkhead-worker bulkhead-la
 # Named one by one: built together with the simulator, they would have its features too, like a clock that can be paused.
 PACKAGES := -p bulkhead-manager -p bulkhead-probe -p bulkhead-cli -p bulkhead-worker -p bulkhead-launcher
 
-.PHONY: all setup test test-interop test-rotation chaos soak planted demo compose-image compose-test lint bench bench-log clean
+.PHONY: all setup test test-interop test-rotation chaos soak planted fuzz demo compose-image compose-test lint bench bench-log clean
 
 all: setup
 	cargo build --release --locked $(PACKAGES) --bins
@@ -70,6 +70,12 @@ soak: all
 planted: setup
 	cargo build --locked --workspace --bins --features bulkhead-chaos/planted --target-dir "$(TARGET_DIR)/planted"
 	"$(TARGET_DIR)/planted/$(HOST)/debug/bulkhead-chaos" planted
+
+# Each parser of bytes from outside for EACH seconds, driven by coverage; findings are in target/fuzz. A short form, with random and
+# damaged bytes, is part of `make test`.
+EACH ?= 60
+fuzz: setup
+	bash scripts/fuzz.sh $(EACH)
 
 # Images of other tools; they come from Debian, through apt when root.
 test-interop: setup

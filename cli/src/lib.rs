@@ -6,6 +6,8 @@
 pub mod command;
 pub mod environment;
 pub mod image;
+#[doc(hidden)]
+pub mod quantity;
 pub mod scrub;
 
 mod app;
@@ -25,7 +27,6 @@ mod new_file;
 mod node;
 mod operator;
 mod output;
-mod quantity;
 mod refusal;
 mod secret;
 mod service;

@@ -6,7 +6,7 @@ use crate::refusal::{Code, Refusal};
 
 /// A point in time, as people give it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Since {
+pub enum Since {
     /// So long ago.
     Ago(Duration),
     /// Then; milliseconds since 1970.
@@ -15,7 +15,7 @@ pub(crate) enum Since {
 
 impl Since {
     /// The point in milliseconds since 1970, where it is `now`.
-    pub(crate) fn before(self, now: i64) -> i64 {
+    pub fn before(self, now: i64) -> i64 {
         match self {
             Since::At(at) => at,
             Since::Ago(ago) => now.saturating_sub(i64::try_from(ago.as_millis()).unwrap_or(i64::MAX)),
@@ -24,7 +24,7 @@ impl Since {
 }
 
 /// Reads a duration like `10m`, or a time like `2026-01-31T12:00:00Z`.
-pub(crate) fn since(text: &str) -> Result<Since, String> {
+pub fn since(text: &str) -> Result<Since, String> {
     if let Ok(duration) = duration(text) {
         return Ok(Since::Ago(duration));
     }
@@ -62,7 +62,7 @@ const SIZES: &[(&str, u128)] = &[
 const DIGITS: usize = 18;
 
 /// Reads `1m30s`, `1.5h`, `500ms` or `0`.
-pub(crate) fn duration(text: &str) -> Result<Duration, Refusal> {
+pub fn duration(text: &str) -> Result<Duration, Refusal> {
     let refuse = |reason: &str| {
         let reason = format!("'{text}' {reason}");
         Refusal::new(
@@ -104,7 +104,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, Refusal> {
 }
 
 /// Reads `512m`, `2g`, `1.5GiB` or a plain number of bytes.
-pub(crate) fn size(text: &str) -> Result<u64, Refusal> {
+pub fn size(text: &str) -> Result<u64, Refusal> {
     let refuse = |reason: &str| {
         let reason = format!("'{text}' {reason}");
         Refusal::new(
@@ -128,7 +128,7 @@ pub(crate) fn size(text: &str) -> Result<u64, Refusal> {
 }
 
 /// Reads a number of CPUs, `0.5` or `2`, as thousandths.
-pub(crate) fn cpus(text: &str) -> Result<u64, Refusal> {
+pub fn cpus(text: &str) -> Result<u64, Refusal> {
     let refuse = |reason: &str| {
         let reason = format!("'{text}' {reason}");
         Refusal::new(Code::BadQuantity, "CPUs", reason, "write it like 0.5 or 2")

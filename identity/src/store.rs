@@ -333,12 +333,19 @@ impl KeyFile {
     /// # Errors
     /// [`StoreError`].
     pub fn open(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StoreError> {
-        let bytes = read(path)?;
+        Self::parse(&read(path)?, path, unlock)
+    }
+
+    /// Reads the bytes of a key file; `path` is for errors alone.
+    ///
+    /// # Errors
+    /// As [`KeyFile::open`].
+    pub fn parse(bytes: &[u8], path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, StoreError> {
         let damaged = |what| StoreError::Damaged {
             path: path.to_owned(),
             what,
         };
-        match body(&bytes).map_err(damaged)? {
+        match body(bytes).map_err(damaged)? {
             Body::Open(body) => {
                 let record = Record::decode(body).map_err(|_| damaged("it does not decode"))?;
                 key_file(record, None).map_err(damaged)

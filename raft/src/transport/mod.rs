@@ -21,6 +21,9 @@ pub use network::{Dial, DialError, Network};
 pub use service::{BindPeer, RaftService};
 pub use witness::{RolledBack, Witness};
 
+#[doc(hidden)]
+pub use message::{read_every_message, some_of_each_message};
+
 /// An append without an answer for this long ends its stream. Several disk flushes; longer only hides a dead peer.
 const APPEND_WAIT: Duration = Duration::from_secs(2);
 /// A snapshot whose next chunk does not come, or is not taken, for this long is given up.
