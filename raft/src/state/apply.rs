@@ -342,6 +342,15 @@ impl Run<'_> {
         if self.state.get(key).is_some() {
             return Err(reject(Code::Exists, Some(key), "the id is taken"));
         }
+        // A copy of a request can come late, from a manager that stood still meanwhile.
+        let request = &self.transaction.request_id;
+        if !request.is_empty() && self.state.audit.has_request_of(request, key) {
+            return Err(reject(
+                Code::NotFound,
+                Some(key),
+                "this request made it, and it was removed since",
+            ));
+        }
         let mut new = object.clone();
         if let Some(Any::Node(node)) = &mut new.object {
             self.check_ticket(key, node)?;

@@ -27,6 +27,8 @@ pub struct AuditLog {
     records: Vector<Arc<AuditRecord>>,
     /// (secret, node): time and number of the newest record of its access that is kept.
     accesses: OrdMap<(Key, Key), (i64, u64)>,
+    /// (request, object): number of the newest record of both that is kept.
+    requests: OrdMap<(Vec<u8>, Option<Key>), u64>,
 }
 
 impl AuditLog {
@@ -64,7 +66,13 @@ impl AuditLog {
 
     /// Whether a kept record is this request's.
     pub(super) fn has_request(&self, request: &[u8]) -> bool {
-        self.records.iter().rev().any(|it| it.request_id == request)
+        let first = self.requests.range((request.to_vec(), None)..).next();
+        first.is_some_and(|((it, _), _)| it == request)
+    }
+
+    /// Whether a kept record says what this request did to this object.
+    pub(super) fn has_request_of(&self, request: &[u8], key: Key) -> bool {
+        self.requests.contains_key(&(request.to_vec(), Some(key)))
     }
 
     /// Whether the node's access to the secret was recorded so short a time before `at` that it is not said again.
@@ -93,6 +101,9 @@ impl AuditLog {
         if let Some(pair) = access(&record) {
             self.accesses.insert(pair, (record.at, record.sequence));
         }
+        if !record.request_id.is_empty() {
+            self.requests.insert(request(&record), record.sequence);
+        }
         self.records.push_back(Arc::new(record));
         while self.records.len() > limits::AUDIT_RECORDS {
             let Some(oldest) = self.records.pop_front() else {
@@ -112,6 +123,10 @@ impl AuditLog {
             sequence: oldest.sequence,
             hash,
         };
+        let request = request(oldest);
+        if self.requests.get(&request) == Some(&oldest.sequence) {
+            self.requests.remove(&request);
+        }
         if let Some(pair) = access(oldest)
             && self
                 .accesses
@@ -121,6 +136,12 @@ impl AuditLog {
             self.accesses.remove(&pair);
         }
     }
+}
+
+/// The request and the object of a record.
+fn request(record: &AuditRecord) -> (Vec<u8>, Option<Key>) {
+    let key = record.object.as_ref().and_then(Key::from_wire);
+    (record.request_id.clone(), key)
 }
 
 /// The secret and the node of a record of access.

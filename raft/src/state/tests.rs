@@ -116,6 +116,29 @@ fn state_of(state: &State, n: u8) -> TaskState {
     }
 }
 
+/// A manager that stood still has copies of requests whose callers went to another one long ago.
+#[test]
+fn a_late_copy_of_a_request_does_not_bring_back_what_was_removed() {
+    let mut state = State::default();
+    assert_eq!(apply(&mut state, 1, vec![Step::Create(secret(1, "db"))]), None);
+    assert_eq!(apply(&mut state, 2, vec![delete(Kind::Secret, 1)]), None);
+    let mut decoder = None;
+    for chunk in chunks(&state) {
+        match &mut decoder {
+            None => decoder = Some(Decoder::new(&chunk).expect("a header")),
+            Some(decoder) => decoder.push(&chunk).expect("a chunk"),
+        }
+    }
+    let restored = decoder.expect("a header").finish().expect("whole");
+    for mut state in [state, restored] {
+        let late = apply(&mut state, 1, vec![Step::Create(secret(1, "db"))]);
+        assert_eq!(late, Some(RejectionCode::NotFound));
+        assert_eq!(state.get(Key::new(Kind::Secret, [1; 16])), None);
+        // Another request may take the name, and the id.
+        assert_eq!(apply(&mut state, 3, vec![Step::Create(secret(1, "db"))]), None);
+    }
+}
+
 #[test]
 fn a_name_is_held_by_one_object_and_free_after_its_deletion() {
     let mut state = State::default();
