@@ -10,7 +10,9 @@ mod dice;
 mod nemesis;
 mod network;
 mod record;
+mod replace;
 pub mod rotation;
+mod shape;
 pub mod shrink;
 pub mod sweep;
 #[cfg(test)]
@@ -93,6 +95,7 @@ async fn simulate(plan: Plan) -> Report {
     cluster.found().await;
     if !record.violated() {
         let clients = clients(&plan, &cluster, &record);
+        let keeper = tokio::spawn(replace::keep(cluster.live.clone(), cluster.wanted.clone()));
         trouble(&plan, &mut cluster, &record).await;
         recover(&plan, &mut cluster, &record).await;
         for client in clients {
@@ -100,6 +103,8 @@ async fn simulate(plan: Plan) -> Report {
             let _cancelled = client.await;
         }
         agree(&cluster, &record).await;
+        keeper.abort();
+        let _cancelled = keeper.await;
         record.check_registers();
     }
     for id in cluster.live.members() {
@@ -136,7 +141,7 @@ async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
 
 /// Everything works again; a write must be served within ten seconds.
 async fn recover(plan: &Plan, cluster: &mut Cluster, record: &Record) {
-    heal(cluster, plan.members);
+    heal(cluster);
     record.note("all is well again");
     record.event(What::AllIsWell);
     for id in cluster.down() {

@@ -99,7 +99,7 @@ async fn simulate(seed: u64, rotations: u64) -> (Report, Tally) {
     found(&world, seed).await;
     let actors = actors(&world, seed);
     let mut course = Course {
-        nemesis: Nemesis::new(&plan, record.clone()),
+        nemesis: Nemesis::of_rotation(&plan, record.clone()),
         dice: Dice::new(seed, 41),
         world: world.clone(),
         cluster,
@@ -440,7 +440,7 @@ impl Course {
 
     /// All is well again, but for who is absent.
     async fn heal(&mut self, absent: Absent) {
-        heal(&self.cluster, self.nemesis.members());
+        heal(&mut self.cluster);
         for number in self.world.numbers() {
             self.world.switch.freeze(number, false);
             if number >= WORKERS {
