@@ -36,6 +36,7 @@ const OF_STATE: &[Fault] = &[
     Fault::PowerLoss,
     Fault::PowerLossOfAll,
     Fault::PowerLossOfAll,
+    Fault::PowerLossOfAll,
     Fault::Restart,
     Fault::Restart,
     Fault::Restart,
@@ -162,7 +163,9 @@ impl Nemesis {
             Fault::Kill | Fault::KillLeader => self.end(cluster, member, Ending::Killed).await,
             Fault::PowerLoss => self.end(cluster, member, Ending::PowerLost).await,
             Fault::PowerLossOfAll => {
-                for id in cluster.live.members() {
+                self.record.count(|counts| counts.power_losses_of_all += 1);
+                // Also those whose program does not run: what it wrote is lost like that of the others.
+                for id in cluster.machines() {
                     self.end(cluster, Some(id), Ending::PowerLost).await;
                 }
                 restart(cluster).await; // together, as a site does

@@ -40,6 +40,8 @@ pub struct Counts {
     pub kills: u64,
     /// Power losses, each of one machine.
     pub power_losses: u64,
+    /// Power losses of all machines at once; each counts above once for each machine, too.
+    pub power_losses_of_all: u64,
     /// Programs that were stopped for a while.
     pub pauses: u64,
     /// Disks that stood still for a while.
@@ -71,6 +73,7 @@ impl Counts {
         self.unclear += other.unclear;
         self.kills += other.kills;
         self.power_losses += other.power_losses;
+        self.power_losses_of_all += other.power_losses_of_all;
         self.pauses += other.pauses;
         self.stalls += other.stalls;
         self.replacements += other.replacements;
