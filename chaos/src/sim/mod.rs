@@ -9,6 +9,7 @@ mod cluster;
 mod dice;
 mod nemesis;
 mod network;
+pub mod partition;
 mod record;
 mod replace;
 pub mod rotation;
@@ -19,6 +20,7 @@ pub mod sweep;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -33,6 +35,7 @@ use dice::Dice;
 use nemesis::{Nemesis, heal};
 use record::Record;
 pub use record::{Counts, Event, Fault, Report, What};
+pub use shape::Shape;
 
 /// What a run is like. [`Plan::of`] derives one from a seed.
 #[derive(Clone, Debug, Serialize)]
@@ -80,12 +83,17 @@ impl Plan {
 
 /// Runs a plan from beginning to end.
 pub fn run(plan: Plan) -> Report {
+    alone(plan.seed, simulate(plan))
+}
+
+/// Runs a simulation in this thread, on a clock that jumps from one event to the next.
+fn alone<T>(seed: u64, simulation: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime without I/O needs nothing of the system");
-    runtime.block_on(bulkhead_raft::runtime::seeded(plan.seed, simulate(plan)))
+    runtime.block_on(bulkhead_raft::runtime::seeded(seed, simulation))
 }
 
 async fn simulate(plan: Plan) -> Report {

@@ -2,7 +2,7 @@
 
 /// A shape of a network. Members stand in a row or in a circle, in the order that they are given in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Shape {
+pub enum Shape {
     /// Two sides that do not hear each other, and one in the middle that hears both.
     Bridge,
     /// Each hears its two neighbours alone: of five, each hears a majority, and no two the same one.
@@ -18,6 +18,24 @@ pub(super) enum Shape {
 }
 
 impl Shape {
+    /// All of them.
+    pub const ALL: &[Shape] = &[
+        Shape::Bridge,
+        Shape::Ring,
+        Shape::Chain,
+        Shape::FirstAlone,
+        Shape::FirstDeaf,
+        Shape::FirstMute,
+    ];
+
+    /// Whether one member has a place of its own, which is the first.
+    pub(super) fn is_about_one(self) -> bool {
+        match self {
+            Self::Bridge | Self::Ring | Self::Chain => false,
+            Self::FirstAlone | Self::FirstDeaf | Self::FirstMute => true,
+        }
+    }
+
     /// Who is not heard by whom: from, to.
     pub(super) fn cuts(self, members: &[u64]) -> Vec<(u64, u64)> {
         let count = members.len();

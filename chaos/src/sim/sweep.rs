@@ -3,15 +3,15 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Counts, Report};
+use super::Counts;
 use crate::report::Covered;
 
-/// Runs each seed and hands its report on, in no fixed order; stops early once `seen` says no more.
-pub fn sweep(
+/// Runs each seed and hands on what came of it, in no fixed order; stops early once `seen` says no more.
+pub fn sweep<R>(
     seeds: std::ops::Range<u64>,
     jobs: usize,
-    run: impl Fn(u64) -> Report + Sync,
-    seen: impl FnMut(Report) -> bool + Send,
+    run: impl Fn(u64) -> R + Sync,
+    seen: impl FnMut(R) -> bool + Send,
 ) {
     let (next, over, seen) = (
         AtomicU64::new(seeds.start),
