@@ -6,6 +6,7 @@
 pub mod check;
 pub mod live;
 pub mod live_command;
+pub mod partitions_command;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod report;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use bulkhead_chaos::live::{self, Ground, Plan};
 use bulkhead_chaos::live_command::{self, Options, Work};
+use bulkhead_chaos::partitions_command;
 use bulkhead_chaos::report::Verdict;
 use bulkhead_chaos::sim_command::{self, Simulation};
 use clap::{Parser, Subcommand, ValueEnum as _};
@@ -26,6 +27,16 @@ struct Arguments {
 enum Command {
     /// Simulated clusters: real replicas over their real log store, in one process, on one seed each.
     Sim(Sim),
+    /// Simulated clusters of five whose network is in parts: how long until they serve writes again, and how often they
+    /// change their leader. Exit code 1 if that took more than 2 s, or more than 2 changes, in any of the shapes.
+    Partitions {
+        /// Seeds for each shape.
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+        seeds: u64,
+        /// Runs at once; the number of processors unless given.
+        #[arg(long, value_name = "N")]
+        jobs: Option<usize>,
+    },
     /// A cluster of real programs on this machine, each node in a network namespace of its own; or one that was made with
     /// --lab, by its context. Needs root, `ip` and `nft`.
     Live(Live),
@@ -190,6 +201,9 @@ fn main() -> ExitCode {
     };
     let ended = match arguments.command {
         Command::Sim(sim) => simulate(sim),
+        Command::Partitions { seeds, jobs } => {
+            partitions_command::run(seeds, jobs, &mut std::io::stdout().lock())
+        }
         Command::Live(live) => break_live(live),
         Command::Compose(compose) => break_compose(compose),
         Command::Run(scenario) => run_scenario(scenario),

@@ -152,12 +152,13 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
     };
     writeln!(
         out,
-        "{done} seeds, {} failed; {:.0} s of simulated time in {took_s:.1} s; {} writes acknowledged, {} kills, {} power losses, {} partitions",
+        "{done} seeds, {} failed; {:.0} s of simulated time in {took_s:.1} s; {} writes acknowledged, {} kills, {} power losses, {} of all machines at once, {} partitions",
         seeds.failed.len(),
         seeds.simulated_s,
         counts.accepted,
         counts.kills,
         counts.power_losses,
+        counts.power_losses_of_all,
         counts.partitions
     )?;
     let covered = coverage(&counts, done);

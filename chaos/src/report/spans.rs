@@ -41,7 +41,7 @@ pub(super) fn spans(events: &[Event], elapsed_us: u64) -> Vec<Span> {
             .find_map(|later| Some((later.at_us, ends(fault, member, &later.what)?)));
         let (end_us, undone_by) = match fault {
             // They are over as soon as they were done.
-            Fault::HandOver | Fault::PowerLossOfAll => (event.at_us, "itself"),
+            Fault::HandOver | Fault::PowerLossOfAll | Fault::DiskLost => (event.at_us, "itself"),
             _ => end.unwrap_or((elapsed_us, "the end of the run")),
         };
         spans.push(Span {
@@ -58,8 +58,10 @@ pub(super) fn spans(events: &[Event], elapsed_us: u64) -> Vec<Span> {
 
 /// Whether, and as what, an event ends a fault.
 fn ends(fault: Fault, member: Option<u64>, event: &What) -> Option<&'static str> {
-    let of_network = matches!(fault, Fault::Split | Fault::IsolateLeader | Fault::OneWay);
+    let of_network = fault.is_of_network();
     let of_program = matches!(fault, Fault::Kill | Fault::KillLeader | Fault::PowerLoss);
+    // A program that ended is not stopped any more, and its disk not busy.
+    let of_life = matches!(fault, Fault::Pause | Fault::PauseLeader | Fault::DiskStall);
     match event {
         What::Runs { member: again } if of_program && Some(*again) == member => Some("a restart"),
         What::AllIsWell if !of_program => Some("the final heal"),
@@ -67,10 +69,8 @@ fn ends(fault: Fault, member: Option<u64>, event: &What) -> Option<&'static str>
             fault: Fault::Heal, ..
         } if !of_program => Some("a heal"),
         // There is one partition at a time.
-        What::Strike {
-            fault: Fault::Split | Fault::IsolateLeader | Fault::OneWay,
-            ..
-        } if of_network => Some("the next partition"),
+        What::Strike { fault: next, .. } if of_network && next.is_of_network() => Some("the next partition"),
+        What::Ends { member: ended } if of_life && Some(*ended) == member => Some("its end"),
         _ => None,
     }
 }

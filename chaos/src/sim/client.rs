@@ -1,5 +1,7 @@
 //! What clients do meanwhile: write, write conditionally, read; and note what each was told.
 
+use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use bulkhead_proto::wire::{
@@ -18,6 +20,8 @@ use super::record::{Answer, Id, Record};
 use crate::check::{Action, Told};
 use crate::rules::Rule;
 
+/// A client waits so long for a program that does not go on.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// The objects that conditional writes contend for.
 const REGISTERS: u64 = 2;
 
@@ -70,6 +74,20 @@ async fn applied(replica: &Replica, index: u64) {
     }
 }
 
+/// Asks a program that may be stopped. A client does not wait for one that is: whatever became of its question is
+/// unknown then.
+async fn ask<T>(live: &Live, replica: &Replica, question: impl Future<Output = T>) -> Option<T> {
+    let gate = live.gate(replica.member());
+    let mut asked = pin!(gate.clone().hold(question));
+    loop {
+        match timeout(PATIENCE, &mut asked).await {
+            Ok(answer) => return Some(answer),
+            Err(_) if gate.is_closed() => return None,
+            Err(_) => {}
+        }
+    }
+}
+
 /// One client. It goes on until its task is aborted.
 pub(super) struct Client {
     pub(super) number: u64,
@@ -104,18 +122,24 @@ impl Client {
         Some((member, self.live.get(member)?))
     }
 
+    async fn propose(&self, replica: &Replica, bytes: Bytes) -> Result<Outcome, ProposeError> {
+        ask(&self.live, replica, replica.propose(bytes))
+            .await
+            .unwrap_or(Err(ProposeError::Unknown))
+    }
+
     /// Creates an object of its own; gives its index where it was acknowledged.
     pub(super) async fn write(&mut self, replica: &Replica) -> Option<u64> {
         self.written += 1;
         let id = id(self.number, self.written);
         let bytes = transaction(id, Vec::new(), Step::Create(secret(id, 0)));
-        let mut asked = replica.propose(bytes.clone()).await;
+        let mut asked = self.propose(replica, bytes.clone()).await;
         // As a client whose answer was lost: the same request again, which must not count twice.
         let again = self.dice.percent(5);
         if again && (asked.is_ok() || asked == Err(ProposeError::Unknown)) {
             sleep(self.dice.micros(1_000, 50_000)).await;
             self.record.count(|counts| counts.repeats += 1);
-            asked = match (asked, replica.propose(bytes).await) {
+            asked = match (asked, self.propose(replica, bytes).await) {
                 // The first answer stands where the second does not say more.
                 (first, Err(_)) => first,
                 (_, second) => second,
@@ -165,7 +189,7 @@ impl Client {
             to: value.into(),
         };
         let number = self.record.called(register, action);
-        let answer = match replica.propose(bytes).await {
+        let answer = match self.propose(replica, bytes).await {
             Ok(Outcome { index, rejection }) => {
                 let done = rejection.is_none();
                 if let (true, Some((version, _))) = (done, seen) {
@@ -187,12 +211,12 @@ impl Client {
     async fn read(&self, member: u64, replica: &Replica) {
         let newest = self.record.newest();
         let called = self.record.now_us();
-        let Ok(index) = replica.read_index().await else {
-            return;
+        let question = async {
+            let index = replica.read_index().await.ok()?;
+            let applied = timeout(Duration::from_secs(2), applied(replica, index)).await;
+            applied.is_ok().then(|| (index, replica.state()))
         };
-        let applied = timeout(Duration::from_secs(2), applied(replica, index)).await;
-        if applied.is_ok() {
-            let state = replica.state();
+        if let Some(Some((index, state))) = ask(&self.live, replica, question).await {
             self.record.read(member, newest, index, &state);
             for number in 0..REGISTERS {
                 let register = register(number);

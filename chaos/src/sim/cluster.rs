@@ -1,6 +1,7 @@
 //! The machines of a run: each a disk that outlives its program, and a replica while that runs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use bulkhead_proto::NodeId;
 use bulkhead_raft::encryption::{DataKey, Sealing};
 use bulkhead_raft::file_system::{Fault, SimFileSystem};
 use bulkhead_raft::log_store::{Flushing, Options};
-use bulkhead_raft::runtime::Blocking;
+use bulkhead_raft::runtime::{Blocking, Gate};
 use bulkhead_raft::{Fatal, Member, Parts, Reconciled, Replica, Timing};
+use futures::FutureExt as _;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -18,17 +20,26 @@ use super::Plan;
 use super::dice::Dice;
 use super::network::{End, Port, Switch};
 use super::record::{Record, What};
+use super::replace::Wanted;
 use crate::rules::Rule;
 
 /// The folder of log and snapshot on each disk.
 const FOLDER: &str = "/raft";
 
+/// A program that runs, or is stopped.
+#[derive(Clone, Debug)]
+struct Running {
+    life: u64,
+    replica: Replica,
+    gate: Gate,
+}
+
 /// The replicas that run, for clients. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Live(Arc<Mutex<BTreeMap<u64, (u64, Replica)>>>);
+pub(super) struct Live(Arc<Mutex<BTreeMap<u64, Running>>>);
 
 impl Live {
-    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<u64, (u64, Replica)>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<u64, Running>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -37,20 +48,26 @@ impl Live {
     }
 
     pub(super) fn get(&self, member: u64) -> Option<Replica> {
-        self.with(|live| live.get(&member).map(|(_, replica)| replica.clone()))
+        self.with(|live| live.get(&member).map(|it| it.replica.clone()))
     }
 
     /// The replica of a member, and which of its programs it is.
     pub(super) fn life(&self, member: u64) -> Option<(u64, Replica)> {
-        self.with(|live| live.get(&member).cloned())
+        self.with(|live| live.get(&member).map(|it| (it.life, it.replica.clone())))
+    }
+
+    /// What a member's program runs behind; open where it does not run.
+    pub(super) fn gate(&self, member: u64) -> Gate {
+        self.with(|live| live.get(&member).map(|it| it.gate.clone()))
+            .unwrap_or_default()
     }
 
     /// The replica that may act as the leader of the newest term.
     pub(super) fn leader(&self) -> Option<(u64, Replica)> {
         self.with(|live| {
-            let leading = live.iter().filter_map(|(member, (_, replica))| {
-                let term = replica.leadership().borrow().leading?;
-                Some((term, *member, replica.clone()))
+            let leading = live.iter().filter_map(|(member, it)| {
+                let term = it.replica.leadership().borrow().leading?;
+                Some((term, *member, it.replica.clone()))
             });
             leading
                 .max_by_key(|(term, ..)| *term)
@@ -58,13 +75,14 @@ impl Live {
         })
     }
 
-    fn insert(&self, end: End, replica: Replica) {
-        self.with(|live| live.insert(end.member, (end.life, replica)));
+    fn insert(&self, end: End, replica: Replica, gate: Gate) {
+        let life = end.life;
+        self.with(|live| live.insert(end.member, Running { life, replica, gate }));
     }
 
     fn remove(&self, end: End) {
         self.with(|live| {
-            if live.get(&end.member).is_some_and(|(life, _)| *life == end.life) {
+            if live.get(&end.member).is_some_and(|it| it.life == end.life) {
                 live.remove(&end.member);
             }
         });
@@ -73,8 +91,21 @@ impl Live {
 
 struct Machine {
     disk: SimFileSystem,
+    /// While it is closed no flush of the disk ends.
+    stall: Gate,
     life: u64,
-    running: Option<(Replica, Vec<JoinHandle<()>>)>,
+    running: Option<(Replica, Gate, Vec<JoinHandle<()>>)>,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self {
+            disk: SimFileSystem::new(),
+            stall: Gate::default(),
+            life: 0,
+            running: None,
+        }
+    }
 }
 
 /// How a program ends.
@@ -93,10 +124,14 @@ pub(super) struct Cluster {
     record: Record,
     pub(super) switch: Switch,
     pub(super) live: Live,
+    /// The members that the cluster is to have.
+    pub(super) wanted: Wanted,
     machines: BTreeMap<u64, Machine>,
+    /// Faults that go on by themselves.
+    later: Vec<JoinHandle<()>>,
 }
 
-fn member(id: u64) -> Member {
+pub(super) fn member(id: u64) -> Member {
     let mut node = [0; 16];
     node[8..].copy_from_slice(&id.to_be_bytes());
     Member {
@@ -108,18 +143,13 @@ fn member(id: u64) -> Member {
 impl Cluster {
     pub(super) fn new(plan: Plan, record: Record) -> Self {
         let switch = Switch::new(Dice::new(plan.seed, 1), record.clone());
-        let machines = (1..=plan.members).map(|id| {
-            let machine = Machine {
-                disk: SimFileSystem::new(),
-                life: 0,
-                running: None,
-            };
-            (id, machine)
-        });
+        let machines = (1..=plan.members).map(|id| (id, Machine::new()));
         Self {
             dice: Dice::new(plan.seed, 2),
             machines: machines.collect(),
             live: Live::default(),
+            wanted: Wanted::new(1..=plan.members),
+            later: Vec::new(),
             plan,
             record,
             switch,
@@ -170,7 +200,8 @@ impl Cluster {
         let seed = self.plan.seed ^ (id << 32) ^ (machine.life << 48);
         let entropy = Dice::new(seed, 3);
         let flushes = Dice::new(seed, 4);
-        let slowest = self.plan.flush_micros;
+        let (slowest, stall) = (self.plan.flush_micros, machine.stall.clone());
+        let gate = Gate::default();
         let parts = Parts {
             member: id,
             fs: Arc::new(machine.disk.clone()),
@@ -194,22 +225,29 @@ impl Cluster {
             },
             log: Options {
                 segment_bytes: 64 << 10,
-                flushing: Flushing::Delayed(Arc::new(move || flushes.micros(50, slowest))),
+                flushing: Flushing::Delayed(Arc::new(move || {
+                    let (delay, stall) = (flushes.micros(50, slowest), stall.clone());
+                    async move {
+                        sleep(delay).await;
+                        stall.passes().await;
+                    }
+                    .boxed()
+                })),
                 ..Options::default()
             },
             blocking: Blocking::Inline,
             witness: Default::default(),
         };
         // A folder that a simulated power loss took away is made again; whatever was acknowledged in it was synced.
-        match Replica::start(parts).await {
+        match gate.clone().hold(Replica::start(parts)).await {
             Ok(replica) => {
-                self.switch.plug(end, replica.raft().clone());
-                self.live.insert(end, replica.clone());
+                self.switch.plug(end, replica.raft().clone(), gate.clone());
+                self.live.insert(end, replica.clone(), gate.clone());
                 self.record.note(format_args!("m{id} runs"));
                 self.record.event(What::Runs { member: id });
                 let watchers = self.watch(end, &replica);
                 if let Some(machine) = self.machines.get_mut(&id) {
-                    machine.running = Some((replica, watchers));
+                    machine.running = Some((replica, gate, watchers));
                 }
             }
             Err(error) => {
@@ -285,12 +323,14 @@ impl Cluster {
             Ending::Killed => machine.disk.crash(&mut |_| 1), // everything written stays
             Ending::PowerLost => machine.disk.crash(&mut |count| dice.below(count)),
         }
-        if let Some((replica, watchers)) = machine.running.take() {
+        machine.stall.open();
+        if let Some((replica, gate, watchers)) = machine.running.take() {
             self.record.event(What::Ends { member: id });
             for watcher in watchers {
                 watcher.abort();
             }
-            // What is left of it finds its files dead and its network gone.
+            // What is left of it finds its files dead and its network gone, also where it was stopped.
+            gate.open();
             replica.shutdown().await;
         }
     }
@@ -309,6 +349,68 @@ impl Cluster {
     pub(super) async fn restart(&mut self, id: u64) {
         self.stop(id, Ending::Killed).await;
         self.boot(id).await;
+    }
+
+    /// The machines that there are.
+    pub(super) fn machines(&self) -> Vec<u64> {
+        self.machines.keys().copied().collect()
+    }
+
+    /// Stops a program: nothing of it runs, and it does not know, until so much time went by.
+    pub(super) fn pause(&mut self, id: u64, length: Duration) {
+        if let Some((_, gate, _)) = self.machines.get(&id).and_then(|it| it.running.as_ref()) {
+            let gate = gate.clone();
+            gate.close();
+            self.afterwards(async move {
+                sleep(length).await;
+                gate.open();
+            });
+        }
+    }
+
+    /// No flush of a disk ends before so much time went by.
+    pub(super) fn stall(&mut self, id: u64, length: Duration) {
+        if let Some(machine) = self.machines.get(&id) {
+            let stall = machine.stall.clone();
+            stall.close();
+            self.afterwards(async move {
+                sleep(length).await;
+                stall.open();
+            });
+        }
+    }
+
+    /// A fault that goes on by itself, until all is well.
+    pub(super) fn afterwards(&mut self, fault: impl Future<Output = ()> + Send + 'static) {
+        self.later.push(tokio::spawn(fault));
+    }
+
+    /// What goes on by itself ends; programs and disks go on.
+    pub(super) fn calm(&mut self) {
+        for fault in self.later.drain(..) {
+            fault.abort();
+        }
+        for machine in self.machines.values() {
+            machine.stall.open();
+            if let Some((_, gate, _)) = &machine.running {
+                gate.open();
+            }
+        }
+    }
+
+    /// A machine is lost with its disk; another one takes its place, under an id that nobody had. Its id; none where the
+    /// cluster could not do without the lost one now.
+    pub(super) async fn replace(&mut self, id: u64) -> Option<u64> {
+        let whole = self.down().is_empty() && self.wanted.all_vote(&self.live);
+        if !whole || self.machines.len() < 3 {
+            return None;
+        }
+        self.stop(id, Ending::PowerLost).await;
+        self.machines.remove(&id);
+        let new = self.wanted.replace(id);
+        self.machines.insert(new, Machine::new());
+        self.boot(new).await;
+        Some(new)
     }
 
     pub(super) fn set_fault(&self, id: u64, fault: Fault) {

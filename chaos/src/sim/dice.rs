@@ -44,6 +44,13 @@ impl Dice {
         Duration::from_micros(self.with(|rng| rng.random_range(from..to)))
     }
 
+    /// These in any order.
+    pub(super) fn shuffle<T>(&self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            items.swap(last, self.below(last + 1));
+        }
+    }
+
     /// One of these.
     pub(super) fn pick<T: Copy>(&self, from: &[T]) -> Option<T> {
         (!from.is_empty()).then(|| from[self.below(from.len())])

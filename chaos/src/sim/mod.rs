@@ -9,14 +9,18 @@ mod cluster;
 mod dice;
 mod nemesis;
 mod network;
+pub mod partition;
 mod record;
+mod replace;
 pub mod rotation;
+mod shape;
 pub mod shrink;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
+use std::future::Future;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -31,6 +35,7 @@ use dice::Dice;
 use nemesis::{Nemesis, heal};
 use record::Record;
 pub use record::{Counts, Event, Fault, Report, What};
+pub use shape::Shape;
 
 /// What a run is like. [`Plan::of`] derives one from a seed.
 #[derive(Clone, Debug, Serialize)]
@@ -78,12 +83,17 @@ impl Plan {
 
 /// Runs a plan from beginning to end.
 pub fn run(plan: Plan) -> Report {
+    alone(plan.seed, simulate(plan))
+}
+
+/// Runs a simulation in this thread, on a clock that jumps from one event to the next.
+fn alone<T>(seed: u64, simulation: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime without I/O needs nothing of the system");
-    runtime.block_on(bulkhead_raft::runtime::seeded(plan.seed, simulate(plan)))
+    runtime.block_on(bulkhead_raft::runtime::seeded(seed, simulation))
 }
 
 async fn simulate(plan: Plan) -> Report {
@@ -93,6 +103,7 @@ async fn simulate(plan: Plan) -> Report {
     cluster.found().await;
     if !record.violated() {
         let clients = clients(&plan, &cluster, &record);
+        let keeper = tokio::spawn(replace::keep(cluster.live.clone(), cluster.wanted.clone()));
         trouble(&plan, &mut cluster, &record).await;
         recover(&plan, &mut cluster, &record).await;
         for client in clients {
@@ -100,6 +111,8 @@ async fn simulate(plan: Plan) -> Report {
             let _cancelled = client.await;
         }
         agree(&cluster, &record).await;
+        keeper.abort();
+        let _cancelled = keeper.await;
         record.check_registers();
     }
     for id in cluster.live.members() {
@@ -136,7 +149,7 @@ async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
 
 /// Everything works again; a write must be served within ten seconds.
 async fn recover(plan: &Plan, cluster: &mut Cluster, record: &Record) {
-    heal(cluster, plan.members);
+    heal(cluster);
     record.note("all is well again");
     record.event(What::AllIsWell);
     for id in cluster.down() {

@@ -1,15 +1,62 @@
 //! What goes wrong, in a seeded order.
 
 use bulkhead_raft::file_system::Fault as DiskFault;
+use tokio::time::sleep;
 
 use super::Plan;
 use super::cluster::{Cluster, Ending};
 use super::dice::Dice;
-use super::network::{CALM, Weather};
+use super::network::Weather;
 use super::record::{Fault, Record, What};
+use super::shape::Shape;
 
 /// Healing and restarting are listed more often, or the cluster would mostly stand still.
-const FAULTS: &[Fault] = &[
+const OF_STATE: &[Fault] = &[
+    Fault::Split,
+    Fault::IsolateLeader,
+    Fault::OneWay,
+    Fault::Bridge,
+    Fault::Ring,
+    Fault::Chain,
+    Fault::LeaderDeaf,
+    Fault::LeaderMute,
+    Fault::Swizzle,
+    Fault::Heal,
+    Fault::Heal,
+    Fault::Heal,
+    Fault::Heal,
+    Fault::Heal,
+    Fault::Kill,
+    Fault::Kill,
+    Fault::KillLeader,
+    Fault::KillLeader,
+    Fault::KillLeader,
+    Fault::PowerLoss,
+    Fault::PowerLoss,
+    Fault::PowerLoss,
+    Fault::PowerLossOfAll,
+    Fault::PowerLossOfAll,
+    Fault::PowerLossOfAll,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Restart,
+    Fault::Pause,
+    Fault::PauseLeader,
+    Fault::PauseLeader,
+    Fault::Storm,
+    Fault::DiskError,
+    Fault::DiskFull,
+    Fault::DiskStall,
+    Fault::DiskLost,
+    Fault::HandOver,
+    Fault::HandOver,
+];
+
+/// Of rotations, whose course has faults of its own.
+const OF_ROTATION: &[Fault] = &[
     Fault::Split,
     Fault::IsolateLeader,
     Fault::OneWay,
@@ -38,6 +85,7 @@ const FIRST_PART: u64 = 100_000;
 /// Strikes at a cluster. Each strike has dice of its own, so that leaving one out changes no other.
 pub(super) struct Nemesis {
     plan: Plan,
+    faults: &'static [Fault],
     record: Record,
     strikes: u32,
 }
@@ -46,13 +94,18 @@ impl Nemesis {
     pub(super) fn new(plan: &Plan, record: Record) -> Self {
         Self {
             plan: plan.clone(),
+            faults: OF_STATE,
             record,
             strikes: 0,
         }
     }
 
-    pub(super) fn members(&self) -> u64 {
-        self.plan.members
+    /// Of rotations: what a machine is replaced by has no certificate there, and programs are stopped by its own course.
+    pub(super) fn of_rotation(plan: &Plan, record: Record) -> Self {
+        Self {
+            faults: OF_ROTATION,
+            ..Self::new(plan, record)
+        }
     }
 
     pub(super) async fn strike(&mut self, cluster: &mut Cluster) {
@@ -61,13 +114,35 @@ impl Nemesis {
             return;
         }
         let dice = Dice::new(self.plan.seed, FIRST_PART + u64::from(self.strikes));
-        let Some(fault) = dice.pick(FAULTS) else { return };
+        let Some(fault) = dice.pick(self.faults) else {
+            return;
+        };
         let leader = cluster.live.leader().map(|(member, _)| member);
         let anybody = dice.pick(&cluster.live.members());
         let member = match fault {
-            Fault::IsolateLeader | Fault::KillLeader | Fault::HandOver => leader,
-            Fault::OneWay | Fault::Kill | Fault::PowerLoss | Fault::DiskError | Fault::DiskFull => anybody,
-            Fault::Split | Fault::Heal | Fault::PowerLossOfAll | Fault::Restart | Fault::Storm => None,
+            Fault::IsolateLeader
+            | Fault::LeaderDeaf
+            | Fault::LeaderMute
+            | Fault::KillLeader
+            | Fault::PauseLeader
+            | Fault::HandOver => leader,
+            Fault::OneWay
+            | Fault::Kill
+            | Fault::PowerLoss
+            | Fault::Pause
+            | Fault::DiskError
+            | Fault::DiskFull
+            | Fault::DiskStall
+            | Fault::DiskLost => anybody,
+            Fault::Split
+            | Fault::Bridge
+            | Fault::Ring
+            | Fault::Chain
+            | Fault::Swizzle
+            | Fault::Heal
+            | Fault::PowerLossOfAll
+            | Fault::Restart
+            | Fault::Storm => None,
         };
         self.record.note(format_args!("{fault:?}"));
         self.record.event(What::Strike {
@@ -77,28 +152,34 @@ impl Nemesis {
         });
         match fault {
             Fault::Split => self.split(cluster, |_| dice.percent(50)),
-            Fault::IsolateLeader => self.split(cluster, |id| Some(id) == member),
-            Fault::OneWay => {
-                let deaf = member.unwrap_or(1);
-                self.record.count(|counts| counts.partitions += 1);
-                cluster.switch.cut((1..=self.plan.members).map(|id| (id, deaf)));
-            }
-            Fault::Heal => heal(cluster, self.plan.members),
+            Fault::Bridge => self.shape(cluster, Shape::Bridge, &dice, None),
+            Fault::Ring => self.shape(cluster, Shape::Ring, &dice, None),
+            Fault::Chain => self.shape(cluster, Shape::Chain, &dice, None),
+            Fault::IsolateLeader => self.shape(cluster, Shape::FirstAlone, &dice, member),
+            Fault::OneWay | Fault::LeaderDeaf => self.shape(cluster, Shape::FirstDeaf, &dice, member),
+            Fault::LeaderMute => self.shape(cluster, Shape::FirstMute, &dice, member),
+            Fault::Swizzle => self.swizzle(cluster, dice),
+            Fault::Heal => heal(cluster),
             Fault::Kill | Fault::KillLeader => self.end(cluster, member, Ending::Killed).await,
             Fault::PowerLoss => self.end(cluster, member, Ending::PowerLost).await,
             Fault::PowerLossOfAll => {
-                for id in cluster.live.members() {
+                self.record.count(|counts| counts.power_losses_of_all += 1);
+                // Also those whose program does not run: what it wrote is lost like that of the others.
+                for id in cluster.machines() {
                     self.end(cluster, Some(id), Ending::PowerLost).await;
                 }
                 restart(cluster).await; // together, as a site does
             }
             Fault::Restart => restart(cluster).await,
+            Fault::Pause | Fault::PauseLeader => self.pause(cluster, member, &dice),
             Fault::Storm => cluster.switch.set_weather(Weather {
                 delay: (1_000, 60_000),
                 loss: 5,
             }),
             Fault::DiskError => self.disk(cluster, member, DiskFault::WriteError),
             Fault::DiskFull => self.disk(cluster, member, DiskFault::Full),
+            Fault::DiskStall => self.stall(cluster, member, &dice),
+            Fault::DiskLost => self.lose(cluster, member).await,
             Fault::HandOver => {
                 if let Some((_, replica)) = cluster.live.leader() {
                     self.record.count(|counts| counts.hand_overs += 1);
@@ -108,9 +189,76 @@ impl Nemesis {
         }
     }
 
+    /// The network in this shape, its members in an order that the dice say, but for the first.
+    fn shape(&self, cluster: &Cluster, shape: Shape, dice: &Dice, first: Option<u64>) {
+        let mut members = cluster.machines();
+        dice.shuffle(&mut members);
+        if let Some(first) = first {
+            members.sort_by_key(|id| *id != first);
+        }
+        self.record.note(format_args!("{shape:?} of {members:?}"));
+        self.record.count(|counts| counts.partitions += 1);
+        cluster.switch.cut(shape.cuts(&members));
+    }
+
+    /// Links are clogged one by one, each in both directions, and then released one by one in another order.
+    fn swizzle(&self, cluster: &mut Cluster, dice: Dice) {
+        let members = cluster.machines();
+        let mut links: Vec<(u64, u64)> = members
+            .iter()
+            .flat_map(|one| members.iter().map(move |other| (*one, *other)))
+            .filter(|(one, other)| one < other)
+            .collect();
+        dice.shuffle(&mut links);
+        links.truncate(1 + dice.below(links.len().max(1)));
+        self.record.count(|counts| counts.partitions += 1);
+        let (switch, record) = (cluster.switch.clone(), self.record.clone());
+        cluster.afterwards(async move {
+            for clogged in [true, false] {
+                for (one, other) in &links {
+                    sleep(dice.micros(20_000, 200_000)).await;
+                    record.note(format_args!("m{one} and m{other} clogged: {clogged}"));
+                    switch.clog((*one, *other), clogged);
+                    switch.clog((*other, *one), clogged);
+                }
+                dice.shuffle(&mut links);
+            }
+        });
+    }
+
+    fn pause(&self, cluster: &mut Cluster, id: Option<u64>, dice: &Dice) {
+        let Some(id) = id else { return };
+        let length = dice.micros(200_000, 3_000_000);
+        self.record
+            .note(format_args!("m{id} is stopped for {} ms", length.as_millis()));
+        self.record.count(|counts| counts.pauses += 1);
+        cluster.pause(id, length);
+    }
+
+    fn stall(&self, cluster: &mut Cluster, id: Option<u64>, dice: &Dice) {
+        let Some(id) = id else { return };
+        let length = dice.micros(1_000_000, 10_000_000);
+        self.record
+            .note(format_args!("m{id}: no flush for {} ms", length.as_millis()));
+        self.record.count(|counts| counts.stalls += 1);
+        cluster.stall(id, length);
+    }
+
+    /// Only where the others are a cluster without it: one that lost more than that is lost.
+    async fn lose(&self, cluster: &mut Cluster, id: Option<u64>) {
+        let Some(id) = id else { return };
+        if let Some(new) = cluster.replace(id).await {
+            self.record.note(format_args!(
+                "m{id} is lost with its disk; m{new} comes in its place"
+            ));
+            self.record.count(|counts| counts.replacements += 1);
+        }
+    }
+
     /// Two sides that do not hear each other.
     fn split(&self, cluster: &Cluster, side: impl Fn(u64) -> bool) {
-        let sides: Vec<(u64, bool)> = (1..=self.plan.members).map(|id| (id, side(id))).collect();
+        let machines = cluster.machines().into_iter();
+        let sides: Vec<(u64, bool)> = machines.map(|id| (id, side(id))).collect();
         let across = |from: &(u64, bool)| {
             let from = *from;
             sides
@@ -146,11 +294,11 @@ async fn restart(cluster: &mut Cluster) {
     }
 }
 
-/// Network and disks work again.
-pub(super) fn heal(cluster: &Cluster, members: u64) {
-    cluster.switch.cut([]);
-    cluster.switch.set_weather(CALM);
-    for id in 1..=members {
+/// Network and disks work again, and stopped programs go on.
+pub(super) fn heal(cluster: &mut Cluster) {
+    cluster.calm();
+    cluster.switch.heal();
+    for id in cluster.machines() {
         cluster.set_fault(id, DiskFault::None);
     }
 }

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bulkhead_raft::runtime::Gate;
 use bulkhead_raft::state::{Decoder, State, chunks};
 use bulkhead_raft::transport::InFlight;
 use bulkhead_raft::{Member, Raft, Snapshot, TypeConfig, Vote};
@@ -48,11 +49,22 @@ pub(super) struct End {
     pub(super) life: u64,
 }
 
+/// A program at its end of the network.
+#[derive(Clone, Debug)]
+struct Plugged {
+    life: u64,
+    raft: Raft,
+    /// What it is sent while it is stopped waits for it.
+    gate: Gate,
+}
+
 #[derive(Debug)]
 struct Wires {
-    plugged: BTreeMap<u64, (u64, Raft)>,
+    plugged: BTreeMap<u64, Plugged>,
     /// From, to: nothing comes through.
     cut: BTreeSet<(u64, u64)>,
+    /// As `cut`, link by link.
+    clogged: BTreeSet<(u64, u64)>,
     /// Programs that are stopped: they hear nothing and say nothing.
     frozen: BTreeSet<u64>,
     weather: Weather,
@@ -60,7 +72,11 @@ struct Wires {
 
 impl Wires {
     fn carries(&self, from: u64, to: u64) -> bool {
-        !self.cut.contains(&(from, to)) && !self.frozen.contains(&from) && !self.frozen.contains(&to)
+        let link = (from, to);
+        !self.cut.contains(&link)
+            && !self.clogged.contains(&link)
+            && !self.frozen.contains(&from)
+            && !self.frozen.contains(&to)
     }
 }
 
@@ -77,6 +93,7 @@ impl Switch {
         let wires = Wires {
             plugged: BTreeMap::new(),
             cut: BTreeSet::new(),
+            clogged: BTreeSet::new(),
             frozen: BTreeSet::new(),
             weather: CALM,
         };
@@ -91,8 +108,11 @@ impl Switch {
         self.wires.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn plug(&self, end: End, raft: Raft) {
-        self.wires().plugged.insert(end.member, (end.life, raft));
+    pub(super) fn plug(&self, end: End, raft: Raft, gate: Gate) {
+        let life = end.life;
+        self.wires()
+            .plugged
+            .insert(end.member, Plugged { life, raft, gate });
     }
 
     pub(super) fn unplug(&self, end: End) {
@@ -100,7 +120,7 @@ impl Switch {
         if wires
             .plugged
             .get(&end.member)
-            .is_some_and(|(life, _)| *life == end.life)
+            .is_some_and(|it| it.life == end.life)
         {
             wires.plugged.remove(&end.member);
         }
@@ -108,6 +128,23 @@ impl Switch {
 
     pub(super) fn cut(&self, pairs: impl IntoIterator<Item = (u64, u64)>) {
         self.wires().cut = pairs.into_iter().collect();
+    }
+
+    /// One direction of one link, beside what is cut already.
+    pub(super) fn clog(&self, link: (u64, u64), clogged: bool) {
+        let mut wires = self.wires();
+        match clogged {
+            true => wires.clogged.insert(link),
+            false => wires.clogged.remove(&link),
+        };
+    }
+
+    /// Everything comes through again.
+    pub(super) fn heal(&self) {
+        let mut wires = self.wires();
+        wires.cut.clear();
+        wires.clogged.clear();
+        wires.weather = CALM;
     }
 
     pub(super) fn set_weather(&self, weather: Weather) {
@@ -120,7 +157,7 @@ impl Switch {
             .wires()
             .plugged
             .get(&from.member)
-            .is_some_and(|(life, _)| *life == from.life);
+            .is_some_and(|it| it.life == from.life);
         if !alive {
             pending::<()>().await;
         }
@@ -154,8 +191,15 @@ impl Switch {
         self.wires().frozen.contains(&node)
     }
 
-    fn raft(&self, member: u64) -> Option<(u64, Raft)> {
+    fn plugged(&self, member: u64) -> Option<Plugged> {
         self.wires().plugged.get(&member).cloned()
+    }
+
+    /// Waits while a member's program is stopped.
+    async fn goes_on(&self, member: u64) {
+        if let Some(plugged) = self.plugged(member) {
+            plugged.gate.passes().await;
+        }
     }
 }
 
@@ -193,6 +237,7 @@ pub(super) struct Link {
 impl Link {
     async fn there(&self) {
         self.port.switch.hop(self.port.me, self.target).await;
+        self.port.switch.goes_on(self.target).await;
     }
 
     async fn back(&self, life: u64) {
@@ -200,15 +245,16 @@ impl Link {
             member: self.target,
             life,
         };
+        self.port.switch.goes_on(self.target).await;
         self.port.switch.hop(from, self.port.me.member).await;
     }
 
     /// Goes there; a member that is not up refuses the connection.
     async fn reach(&self) -> RpcResult<(u64, Raft)> {
         self.there().await;
-        self.port
-            .switch
-            .raft(self.target)
+        let plugged = self.port.switch.plugged(self.target);
+        plugged
+            .map(|it| (it.life, it.raft))
             .ok_or_else(|| unreachable("nobody listens"))
     }
 

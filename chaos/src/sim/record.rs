@@ -40,6 +40,14 @@ pub struct Counts {
     pub kills: u64,
     /// Power losses, each of one machine.
     pub power_losses: u64,
+    /// Power losses of all machines at once; each counts above once for each machine, too.
+    pub power_losses_of_all: u64,
+    /// Programs that were stopped for a while.
+    pub pauses: u64,
+    /// Disks that stood still for a while.
+    pub stalls: u64,
+    /// Machines that were lost with their disks, and replaced.
+    pub replacements: u64,
     /// Replicas that stopped because their disk failed.
     pub disk_failures: u64,
     /// Partitions.
@@ -65,6 +73,10 @@ impl Counts {
         self.unclear += other.unclear;
         self.kills += other.kills;
         self.power_losses += other.power_losses;
+        self.power_losses_of_all += other.power_losses_of_all;
+        self.pauses += other.pauses;
+        self.stalls += other.stalls;
+        self.replacements += other.replacements;
         self.disk_failures += other.disk_failures;
         self.partitions += other.partitions;
         self.snapshots_sent += other.snapshots_sent;
@@ -151,7 +163,27 @@ pub enum Fault {
     IsolateLeader,
     /// One member does not hear the others, and is heard by them.
     OneWay,
-    /// Network and disks work again.
+    /// Two sides that do not hear each other, and one that hears both.
+    Bridge,
+    /// Each hears its two neighbours alone.
+    Ring,
+    /// As a ring that is open at one place.
+    Chain,
+    /// The leader does not hear the others, and is heard by them.
+    LeaderDeaf,
+    /// The leader is not heard by the others, and hears them.
+    LeaderMute,
+    /// Links are clogged one by one, and released one by one in another order.
+    Swizzle,
+    /// A program is stopped for a while, as by SIGSTOP: nothing of it runs, and time goes by.
+    Pause,
+    /// The leader's is.
+    PauseLeader,
+    /// Flushes of a disk take seconds.
+    DiskStall,
+    /// A machine is lost with its disk; another one joins in its place.
+    DiskLost,
+    /// Network and disks work again, and stopped programs go on.
     Heal,
     /// A program is killed.
     Kill,
@@ -171,6 +203,37 @@ pub enum Fault {
     DiskFull,
     /// The leader is asked to hand over.
     HandOver,
+}
+
+impl Fault {
+    /// Whether it says who does not hear whom. There is one such fault at a time.
+    pub(crate) fn is_of_network(self) -> bool {
+        match self {
+            Self::Split
+            | Self::IsolateLeader
+            | Self::OneWay
+            | Self::Bridge
+            | Self::Ring
+            | Self::Chain
+            | Self::LeaderDeaf
+            | Self::LeaderMute => true,
+            Self::Swizzle
+            | Self::Pause
+            | Self::PauseLeader
+            | Self::DiskStall
+            | Self::DiskLost
+            | Self::Heal
+            | Self::Kill
+            | Self::KillLeader
+            | Self::PowerLoss
+            | Self::PowerLossOfAll
+            | Self::Restart
+            | Self::Storm
+            | Self::DiskError
+            | Self::DiskFull
+            | Self::HandOver => false,
+        }
+    }
 }
 
 impl Report {

@@ -3,15 +3,15 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::{Counts, Report};
+use super::Counts;
 use crate::report::Covered;
 
-/// Runs each seed and hands its report on, in no fixed order; stops early once `seen` says no more.
-pub fn sweep(
+/// Runs each seed and hands on what came of it, in no fixed order; stops early once `seen` says no more.
+pub fn sweep<R>(
     seeds: std::ops::Range<u64>,
     jobs: usize,
-    run: impl Fn(u64) -> Report + Sync,
-    seen: impl FnMut(Report) -> bool + Send,
+    run: impl Fn(u64) -> R + Sync,
+    seen: impl FnMut(R) -> bool + Send,
 ) {
     let (next, over, seen) = (
         AtomicU64::new(seeds.start),
@@ -51,6 +51,10 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         unclear: _,
         kills,
         power_losses,
+        power_losses_of_all,
+        pauses,
+        stalls,
+        replacements,
         disk_failures,
         partitions,
         snapshots_sent,
@@ -67,6 +71,10 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         ("operations in an order that fits", checked, 10 * runs),
         ("kills", kills, runs / 2),
         ("power losses", power_losses, runs / 2),
+        ("power losses of all at once", power_losses_of_all, 2 * runs / 5),
+        ("stopped programs", pauses, runs / 4),
+        ("stalled disks", stalls, runs / 10),
+        ("replaced machines", replacements, runs / 50),
         ("disk failures", disk_failures, runs / 20),
         ("partitions", partitions, runs / 2),
         ("snapshots sent", snapshots_sent, runs / 20),

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::sweep::{coverage, sweep};
-use super::{Counts, Plan, rotation, run};
+use super::{Counts, Plan, Shape, partition, rotation, run};
 use crate::report::Covered;
 
 /// Seeds of an ordinary test run; `BULKHEAD_SEEDS=from..to` runs others.
@@ -67,6 +67,14 @@ fn the_same_seed_gives_the_same_run() {
         );
     }
     assert_ne!(run(Plan::of(1)).digest, run(Plan::of(2)).digest);
+}
+
+#[test]
+fn a_cluster_serves_soon_whatever_the_shape_of_its_network_and_keeps_its_leader() {
+    for shape in Shape::ALL {
+        let course = partition::run(*shape, 1);
+        assert!(course.holds(), "{shape:?}: {course:?}");
+    }
 }
 
 /// The recipe of openraft#2116: sustained writes and frequent snapshots, while applying lags behind. With what production

@@ -20,9 +20,9 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bulkhead_proto::wire::StoreMark;
+use futures::future::BoxFuture;
 use futures::{Stream, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
@@ -39,6 +39,9 @@ use writer::{Guard, Shared};
 /// Bytes of entries that one read for replication gives; a batch of them is one message of at most 4 MiB.
 pub const READ_BYTES: usize = 1 << 20;
 
+/// Makes what a flush waits for.
+pub type Delay = dyn Fn() -> BoxFuture<'static, ()> + Send + Sync;
+
 /// When batches are written.
 #[derive(Clone, Default)]
 pub enum Flushing {
@@ -47,8 +50,8 @@ pub enum Flushing {
     Thread,
     /// Before `append` returns: simple simulations.
     Inline,
-    /// By a task on the current runtime, each after a delay: simulations that explore orders.
-    Delayed(Arc<dyn Fn() -> Duration + Send + Sync>),
+    /// By a task on the current runtime, each once a future is through: simulations that explore orders.
+    Delayed(Arc<Delay>),
 }
 
 impl fmt::Debug for Flushing {

@@ -17,7 +17,7 @@ use super::disk::{Content, Disk, Written};
 use super::files::Spares;
 use super::record::{self, Checkpoint, Op};
 use super::view::{Budget, Extent, FrameRef, OrderError, Source, View};
-use super::{Durable, Flushing, Options, WriteError, frame, sealed};
+use super::{Delay, Durable, Flushing, Options, WriteError, frame, sealed};
 use crate::encryption::{RecordKind, Sealing};
 use crate::file_system::File;
 use crate::planted::{Bug, planted};
@@ -590,7 +590,11 @@ impl Guard {
             }
             Flushing::Delayed(delay) => {
                 let (work, delay) = (shared.work_task.clone(), delay.clone());
-                task = Some(tokio::spawn(run_task(Arc::downgrade(&shared), work, delay)));
+                task = Some(crate::runtime::spawn(run_task(
+                    Arc::downgrade(&shared),
+                    work,
+                    delay,
+                )));
             }
         }
         Ok(Self {
@@ -644,15 +648,11 @@ fn run_thread(shared: &Shared) {
     }
 }
 
-async fn run_task(
-    shared: Weak<Shared>,
-    work: Arc<Notify>,
-    delay: Arc<dyn Fn() -> std::time::Duration + Send + Sync>,
-) {
+async fn run_task(shared: Weak<Shared>, work: Arc<Notify>, delay: Arc<Delay>) {
     loop {
         work.notified().await;
         loop {
-            tokio::time::sleep(delay()).await;
+            delay().await;
             let Some(shared) = shared.upgrade() else { return };
             if !shared.flush() {
                 break;

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+
 use crate::file_system::SimFileSystem;
 use crate::log_store::Flushing;
 use crate::offline::tests::{leads, me, secret, start, store};
@@ -8,7 +10,9 @@ use crate::offline::tests::{leads, me, secret, start, store};
 #[tokio::test(start_paused = true)]
 async fn a_replica_is_settled_once_every_proposal_has_its_answer() {
     let mut slow = store(&SimFileSystem::new(), "/raft", 1, 1);
-    slow.log.flushing = Flushing::Delayed(Arc::new(|| Duration::from_millis(300)));
+    slow.log.flushing = Flushing::Delayed(Arc::new(|| {
+        tokio::time::sleep(Duration::from_millis(300)).boxed()
+    }));
     let replica = start(&slow).await;
     replica.initialise(me()).await.expect("a cluster of one");
     leads(&replica).await;

@@ -3,6 +3,7 @@
 //! Consensus draws only election timeouts. Each replica's tasks run in a scope with its own seed ([`seeded`]): drawn
 //! from the entropy seam in production, derived from the run's seed in a simulation, so that a run can be repeated.
 
+mod gate;
 pub mod watch;
 
 use std::cell::Cell;
@@ -14,6 +15,9 @@ use std::time::Duration;
 use openraft::AsyncRuntime;
 use openraft::impls::TokioRuntime;
 use openraft_rand::{SeedableRng as _, rngs::SmallRng};
+
+pub use gate::Gate;
+pub(crate) use gate::spawn;
 
 tokio::task_local! {
     static SEED: Cell<u64>;
@@ -64,7 +68,7 @@ impl AsyncRuntime for Runtime {
         T: Future + Send + 'static,
         T::Output: Send + 'static,
     {
-        TokioRuntime::spawn(seeded(mix(draw(), 0x9e37_79b9_7f4a_7c15), future))
+        spawn(seeded(mix(draw(), 0x9e37_79b9_7f4a_7c15), future))
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {

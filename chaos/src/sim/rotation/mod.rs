@@ -26,7 +26,6 @@ use bulkhead_proto::wire::{
     object::Object as Any,
 };
 use bulkhead_proto::{NodeId, Role};
-use tokio::runtime::Builder;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -73,12 +72,7 @@ pub struct Tally {
 
 /// Runs this many rotations in a row from one seed.
 pub fn run(seed: u64, rotations: u64) -> (Report, Tally) {
-    let runtime = Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .expect("a runtime without I/O needs nothing of the system");
-    runtime.block_on(bulkhead_raft::runtime::seeded(seed, simulate(seed, rotations)))
+    super::alone(seed, simulate(seed, rotations))
 }
 
 async fn simulate(seed: u64, rotations: u64) -> (Report, Tally) {
@@ -99,7 +93,7 @@ async fn simulate(seed: u64, rotations: u64) -> (Report, Tally) {
     found(&world, seed).await;
     let actors = actors(&world, seed);
     let mut course = Course {
-        nemesis: Nemesis::new(&plan, record.clone()),
+        nemesis: Nemesis::of_rotation(&plan, record.clone()),
         dice: Dice::new(seed, 41),
         world: world.clone(),
         cluster,
@@ -440,7 +434,7 @@ impl Course {
 
     /// All is well again, but for who is absent.
     async fn heal(&mut self, absent: Absent) {
-        heal(&self.cluster, self.nemesis.members());
+        heal(&mut self.cluster);
         for number in self.world.numbers() {
             self.world.switch.freeze(number, false);
             if number >= WORKERS {

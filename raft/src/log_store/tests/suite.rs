@@ -1,6 +1,8 @@
 //! openraft's own suite for log stores, with the least state machine that it runs with.
 
-use futures::{Stream, StreamExt as _};
+use std::time::Duration;
+
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{RaftSnapshotBuilder, StorageError};
@@ -115,7 +117,7 @@ async fn openrafts_suite_passes_inline() {
 
 #[tokio::test(start_paused = true)]
 async fn openrafts_suite_passes_with_delayed_flushes() {
-    let delay = || Duration::from_millis(3);
+    let delay = || tokio::time::sleep(Duration::from_millis(3)).boxed();
     Suite::test_all(Fresh(Flushing::Delayed(Arc::new(delay))))
         .await
         .expect("the suite");
