@@ -11,12 +11,12 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::ResolverConfig;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::certificate::manager_name;
+use crate::net::Stream;
 
 /// Longest `host:port`: a DNS name has at most 253 characters (RFC 1035 §2.3.4).
 const ADDRESS_CHARS: usize = 253 + 6;
@@ -168,14 +168,11 @@ async fn look_up(host: &str) -> io::Result<Vec<IpAddr>> {
 }
 
 /// The first of these that accepts a connection.
-pub(crate) async fn connect(address: &str, found: &[SocketAddr]) -> Result<TcpStream, DialError> {
+pub(crate) async fn connect(address: &str, found: &[SocketAddr]) -> Result<Stream, DialError> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for socket in found {
-        match timeout(CONNECT, TcpStream::connect(socket)).await {
-            Ok(Ok(stream)) => match stream.set_nodelay(true) {
-                Ok(()) => return Ok(stream),
-                Err(error) => last = error,
-            },
+        match timeout(CONNECT, Stream::connect(*socket)).await {
+            Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => last = error,
             Err(_) => last = io::ErrorKind::TimedOut.into(),
         }
@@ -189,10 +186,10 @@ pub(crate) async fn connect(address: &str, found: &[SocketAddr]) -> Result<TcpSt
 /// Shakes hands; whoever answers must speak HTTP/2.
 pub(crate) async fn secure(
     address: &str,
-    stream: TcpStream,
+    stream: Stream,
     config: Arc<ClientConfig>,
     name: ServerName<'static>,
-) -> Result<TlsStream<TcpStream>, DialError> {
+) -> Result<TlsStream<Stream>, DialError> {
     let refuse = |source| DialError::Tls {
         address: address.to_owned(),
         source,

@@ -17,6 +17,7 @@ pub mod follow;
 pub mod join;
 mod key;
 pub mod local;
+pub mod net;
 #[cfg(any(test, feature = "authority"))]
 pub mod order;
 pub mod outside;
@@ -26,6 +27,8 @@ pub mod process;
 pub mod recovery;
 pub mod renewal;
 pub mod seam;
+#[cfg(feature = "simulated")]
+pub mod simulated;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -13,10 +13,11 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{UnixListener, UnixStream};
 use tonic::transport::{Channel, Endpoint};
 
+use crate::net::Stream as NetStream;
 use crate::peer::{ConnectInfo, Connection, Peer};
 
 /// A connection of a process that may.
-pub type LocalConnection = Connection<UnixStream>;
+pub type LocalConnection = Connection<NetStream>;
 
 /// Listens on a socket of mode 0600. A socket that a dead program left there is replaced; it is removed when the stream
 /// is dropped. The stream yields no errors and never ends.
@@ -26,6 +27,10 @@ pub type LocalConnection = Connection<UnixStream>;
 pub fn listen(
     path: &Path,
 ) -> io::Result<impl Stream<Item = io::Result<LocalConnection>> + Send + Unpin + use<>> {
+    #[cfg(feature = "simulated")]
+    if let Some(world) = crate::simulated::world() {
+        return Ok(connections(Source::Simulated(world.listen_local(path)?)));
+    }
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
             return Err(io::Error::new(
@@ -54,10 +59,38 @@ pub fn listen(
         listener,
         path: path.to_owned(),
     };
-    Ok(Box::pin(futures::stream::unfold(socket, |socket| async {
-        let connection = socket.next().await;
-        Some((Ok(connection), socket))
-    })))
+    Ok(connections(Source::System(socket)))
+}
+
+/// Where connections come from.
+enum Source {
+    System(Socket),
+    #[cfg(feature = "simulated")]
+    Simulated(tokio::sync::mpsc::Receiver<Box<dyn crate::simulated::Io>>),
+}
+
+fn connections(source: Source) -> impl Stream<Item = io::Result<LocalConnection>> + Send + Unpin + use<> {
+    Box::pin(futures::stream::unfold(source, |mut source| async {
+        let connection = match &mut source {
+            Source::System(socket) => socket.next().await,
+            #[cfg(feature = "simulated")]
+            Source::Simulated(connections) => {
+                let uid = rustix::process::geteuid().as_raw();
+                local(NetStream::simulated(connections.recv().await?), uid)
+            }
+        };
+        Some((Ok(connection), source))
+    }))
+}
+
+/// A connection of this user.
+fn local(stream: NetStream, uid: u32) -> LocalConnection {
+    let info = ConnectInfo {
+        peer: Peer::Local { uid },
+        address: None,
+        opened_ms: 0,
+    };
+    Connection::new(stream, info)
 }
 
 struct Socket {
@@ -71,12 +104,7 @@ impl Socket {
             match self.listener.accept().await {
                 Ok((stream, _)) => match stream.peer_cred().map(|credentials| credentials.uid()) {
                     Ok(uid) if may_connect(uid, rustix::process::geteuid().as_raw()) => {
-                        let info = ConnectInfo {
-                            peer: Peer::Local { uid },
-                            address: None,
-                            opened_ms: 0,
-                        };
-                        return Connection::new(stream, info);
+                        return local(NetStream::local(stream), uid);
                     }
                     Ok(uid) => tracing::warn!(target: "audit", uid, "local connection refused"),
                     Err(error) => tracing::warn!(%error, "local connection of nobody"),
@@ -106,7 +134,16 @@ pub fn connect(path: &Path) -> Channel {
     let path = path.to_owned();
     Endpoint::from_static("http://local").connect_with_connector_lazy(tower::service_fn(move |_| {
         let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        async move {
+            #[cfg(feature = "simulated")]
+            if let Some(world) = crate::simulated::world() {
+                return world
+                    .connect_local(&path)
+                    .map(|it| TokioIo::new(NetStream::simulated(it)));
+            }
+            let stream = UnixStream::connect(path).await?;
+            io::Result::Ok(TokioIo::new(NetStream::local(stream)))
+        }
     }))
 }
 

@@ -14,11 +14,11 @@ use rustls::client::Resumption;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::dial::{self, DialError};
+use crate::net::Stream;
 use crate::{Credentials, Identity, tls};
 
 /// HTTP/1.1 (RFC 7301).
@@ -140,11 +140,7 @@ impl fmt::Debug for Anchor {
 ///
 /// # Errors
 /// Where there is no connection, or who answers does not prove the address's name under the anchor.
-pub async fn open(
-    identity: &Identity,
-    url: &Url,
-    anchor: &Anchor,
-) -> Result<TlsStream<TcpStream>, DialError> {
+pub async fn open(identity: &Identity, url: &Url, anchor: &Anchor) -> Result<TlsStream<Stream>, DialError> {
     let address = url.address();
     let (host, _) = dial::split(address)?;
     let name = ServerName::try_from(host.to_owned()).map_err(|_| DialError::Address(address.to_owned()))?;

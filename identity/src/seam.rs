@@ -48,6 +48,10 @@ impl SystemClock {
 impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "this is the clock seam")]
     fn wall_millis(&self) -> u64 {
+        #[cfg(feature = "simulated")]
+        if let Some(world) = crate::simulated::world() {
+            return world.wall_millis();
+        }
         // A clock set before 1970 reads as 1970: everything then looks unexpired, and the managers' comparison of
         // their clocks keeps such a one from leading.
         let since = SystemTime::now()
@@ -67,6 +71,11 @@ pub struct SystemEntropy;
 
 impl Entropy for SystemEntropy {
     fn fill(&self, buffer: &mut [u8]) -> Result<(), EntropyError> {
+        #[cfg(feature = "simulated")]
+        if let Some(world) = crate::simulated::world() {
+            world.fill(buffer);
+            return Ok(());
+        }
         SystemRandom::new().fill(buffer).map_err(|_| EntropyError) // ring's error says no more
     }
 }

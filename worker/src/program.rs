@@ -4,13 +4,13 @@ use crate::config::Config;
 use crate::description::description;
 use crate::keep::{Keep, KeepError};
 use crate::local::{self, Command, Standing, Steps, refuse};
-use crate::member::{self, MemberError, Parts};
-use crate::runtime::{self, Runtime, RuntimeError};
+use crate::member::{self, MemberError};
+use crate::runtime::{Launcher, Runtime, RuntimeError};
 use bulkhead_identity::join::{self, Attempts, Enrolment};
-use bulkhead_identity::seam::{SystemClock, SystemEntropy};
+use bulkhead_identity::seam::{Clock, Entropy, SystemClock, SystemEntropy};
 use bulkhead_identity::ticket::Ticket;
 use bulkhead_launcher::connection::Connection;
-use bulkhead_launcher::message::{TaskSignal, TaskState};
+use bulkhead_launcher::message::{Event, TaskSignal, TaskState};
 use bulkhead_proto::{Code, Role, limits, wire};
 use std::future::Future;
 use std::io::{self, Read};
@@ -57,6 +57,17 @@ pub enum ProgramError {
     Clear(#[source] io::Error),
 }
 
+/// What a worker needs of the machine that it runs on.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Its random source.
+    pub entropy: Arc<dyn Entropy>,
+    /// Its launcher.
+    pub launcher: Launcher,
+}
+
 /// Runs until `stop`, until the launcher closes its socket, or until the node has left its cluster; the launcher starts
 /// it again then. Tasks run on under their supervisors.
 pub async fn run(
@@ -64,8 +75,31 @@ pub async fn run(
     launcher: Connection,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ProgramError> {
-    let (runtime, driver, events) = runtime::client(launcher).map_err(ProgramError::Launcher)?;
-    let driver = tokio::spawn(driver.run());
+    let machine = Machine {
+        clock: Arc::new(SystemClock::start()),
+        entropy: Arc::new(SystemEntropy),
+        launcher: Launcher::connected(launcher).map_err(ProgramError::Launcher)?,
+    };
+    run_on(machine, config, stop).await
+}
+
+/// As [`run`], on this machine.
+pub async fn run_on(
+    machine: Machine,
+    config: Config,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ProgramError> {
+    let Machine {
+        clock,
+        entropy,
+        launcher,
+    } = machine;
+    let Launcher {
+        runtime,
+        driver,
+        events,
+    } = launcher;
+    let driver = tokio::spawn(driver);
     let (standing, watched) = watch::channel(Standing::Uninitialised);
     let (drain, drained) = oneshot::channel::<()>();
     let drained = async { drop(drained.await) };
@@ -88,7 +122,7 @@ pub async fn run(
             || ProgramError::Local(io::ErrorKind::BrokenPipe.into()),
             ProgramError::Served,
         )),
-        lived = live(config, runtime, events, &standing, commands) => lived,
+        lived = live(config, Parts { runtime, events, clock, entropy }, &standing, commands) => lived,
     };
     drop(drain);
     // A client that reads no answer is not waited for.
@@ -96,14 +130,21 @@ pub async fn run(
     ended
 }
 
+/// What a member is made of that is the machine's.
+struct Parts {
+    runtime: Runtime,
+    events: mpsc::Receiver<Event>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+}
+
 async fn live(
     config: Config,
-    runtime: Runtime,
-    events: mpsc::Receiver<bulkhead_launcher::message::Event>,
+    machine: Parts,
     standing: &watch::Sender<Standing>,
     mut commands: mpsc::Receiver<Command>,
 ) -> Result<(), ProgramError> {
-    let facts = runtime.probe().await?;
+    let facts = machine.runtime.probe().await?;
     let mut description = description(&facts);
     if !config.publish_address.is_unspecified() {
         description.publish_address = config.publish_address.to_string();
@@ -115,17 +156,25 @@ async fn live(
             (keep, None)
         }
         None => {
-            clear(&config, &runtime).await?;
-            Box::pin(uninitialised(&config, &description, standing, &mut commands)).await?
+            clear(&config, &machine.runtime).await?;
+            let clock = machine.clock.as_ref();
+            Box::pin(uninitialised(
+                &config,
+                &description,
+                clock,
+                standing,
+                &mut commands,
+            ))
+            .await?
         }
     };
-    let parts = Parts {
+    let parts = member::Parts {
         config,
         description,
-        runtime,
-        events,
-        clock: Arc::new(SystemClock::start()),
-        entropy: Arc::new(SystemEntropy),
+        runtime: machine.runtime,
+        events: machine.events,
+        clock: machine.clock,
+        entropy: machine.entropy,
     };
     Ok(member::run(parts, keep, standing, &mut commands, joined).await?)
 }
@@ -165,6 +214,7 @@ async fn clear(config: &Config, runtime: &Runtime) -> Result<(), ProgramError> {
 async fn uninitialised(
     config: &Config,
     description: &wire::NodeDescription,
+    clock: &dyn Clock,
     standing: &watch::Sender<Standing>,
     commands: &mut mpsc::Receiver<Command>,
 ) -> Result<(Keep, Option<Steps>), ProgramError> {
@@ -173,6 +223,7 @@ async fn uninitialised(
     let joiner = Joiner {
         config,
         description,
+        clock,
         attempts: &attempts,
         standing,
     };
@@ -228,6 +279,7 @@ async fn turn_away(command: Command) {
 struct Joiner<'a> {
     config: &'a Config,
     description: &'a wire::NodeDescription,
+    clock: &'a dyn Clock,
     attempts: &'a Attempts,
     standing: &'a watch::Sender<Standing>,
 }
@@ -265,9 +317,8 @@ impl Joiner<'_> {
                     listen: String::new(),
                     advertise: String::new(),
                 };
-                let clock = SystemClock::start();
                 let (enrolled, ()) = tokio::join!(
-                    join::enrol(enrolment, self.attempts, &clock, to),
+                    join::enrol(enrolment, self.attempts, self.clock, to),
                     local::forward(from, steps.clone(), self.standing)
                 );
                 match enrolled {

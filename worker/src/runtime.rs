@@ -8,7 +8,9 @@ use bulkhead_launcher::message::{
     DiffId, Envelope, Event, FromLauncher, LayerRecord, NodeFacts, Profile, Refusal, Reply, Request, TaskId,
     TaskSignal, TaskSpec, TaskStatus, UnpackLayer,
 };
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use tokio::io::AsyncWriteExt;
@@ -44,13 +46,64 @@ pub enum RuntimeError {
     Secrets(#[source] io::Error),
 }
 
-struct Call {
-    request: Request,
-    descriptors: Vec<OwnedFd>,
-    answer: oneshot::Sender<Result<Answer, Refusal>>,
+/// One request on its way to the launcher.
+#[derive(Debug)]
+pub struct Call {
+    /// What is asked.
+    pub request: Request,
+    /// What goes beside it.
+    pub descriptors: Vec<OwnedFd>,
+    /// Who waits for the answer; one that is dropped is [`RuntimeError::Closed`] there.
+    pub answer: oneshot::Sender<Result<Answer, Refusal>>,
 }
 
-type Answer = (Reply, Vec<OwnedFd>);
+/// A reply, and what comes beside it.
+pub type Answer = (Reply, Vec<OwnedFd>);
+
+/// The launcher, as a worker has it: a way to ask, what moves the questions, and what it tells by itself.
+pub struct Launcher {
+    /// Asks.
+    pub runtime: Runtime,
+    /// Moves the questions. It ends when the launcher is gone, and the worker with it.
+    pub driver: BoxFuture<'static, io::Result<()>>,
+    /// What it tells by itself.
+    pub events: mpsc::Receiver<Event>,
+}
+
+impl std::fmt::Debug for Launcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Launcher").finish_non_exhaustive()
+    }
+}
+
+impl Launcher {
+    /// The one at the other end of a socket.
+    ///
+    /// # Errors
+    /// Where the socket cannot be waited on.
+    pub fn connected(connection: Connection) -> io::Result<Self> {
+        let (runtime, driver, events) = client(connection)?;
+        Ok(Self {
+            runtime,
+            driver: Box::pin(driver.run()),
+            events,
+        })
+    }
+
+    /// One within this process, for simulations: `serve` answers the calls, and may tell of events, until it ends.
+    pub fn within<F>(serve: impl FnOnce(mpsc::Receiver<Call>, mpsc::Sender<Event>) -> F) -> Self
+    where
+        F: Future<Output = io::Result<()>> + Send + 'static,
+    {
+        let (calls, waiting) = mpsc::channel(UNANSWERED);
+        let (told, events) = mpsc::channel(EVENTS);
+        Self {
+            runtime: Runtime { calls },
+            driver: Box::pin(serve(waiting, told)),
+            events,
+        }
+    }
+}
 
 /// A handle to the launcher.
 #[derive(Debug, Clone)]

@@ -15,7 +15,6 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
@@ -23,6 +22,7 @@ use super::server::{SCHEMES, as_tls, verify_signature};
 use super::{ALPN_ENROL, ALPN_H2, client_builder, presented};
 use crate::bundle::{ROOTS, VerifyError};
 use crate::dial::{self, DialError};
+use crate::net::Stream;
 use crate::ticket::Ticket;
 use crate::{Bundle, Credentials, Identity};
 
@@ -100,14 +100,14 @@ pub(crate) async fn open(
     address: &str,
     config: Arc<ClientConfig>,
     cluster: ClusterId,
-) -> Result<TlsStream<TcpStream>, DialError> {
+) -> Result<TlsStream<Stream>, DialError> {
     let found = dial::resolve(address).await?;
     let stream = dial::connect(address, &found).await?;
     dial::secure(address, stream, config, dial::server_name(cluster)).await
 }
 
 /// A channel over one connection that stands already.
-pub(crate) async fn over(address: &str, stream: TlsStream<TcpStream>) -> Result<Channel, DialError> {
+pub(crate) async fn over(address: &str, stream: TlsStream<Stream>) -> Result<Channel, DialError> {
     let mut once = Some(stream);
     let connector = tower::service_fn(move |_| {
         let stream = once
@@ -137,7 +137,7 @@ pub async fn fetch_roots(address: &str, ticket: &Ticket) -> Result<(Bundle, Clus
 /// [`fetch_roots`] over a TCP connection that stands already.
 pub(crate) async fn fetch_roots_over(
     address: &str,
-    stream: TcpStream,
+    stream: Stream,
     ticket: &Ticket,
 ) -> Result<(Bundle, ClusterId, i64), DialError> {
     let answer = ask_root(address, stream).await?;
@@ -174,7 +174,7 @@ pub async fn ask_clock(address: &str) -> Result<i64, DialError> {
 }
 
 /// The first question, over a connection that proves nothing.
-async fn ask_root(address: &str, stream: TcpStream) -> Result<GetRootResponse, DialError> {
+async fn ask_root(address: &str, stream: Stream) -> Result<GetRootResponse, DialError> {
     let name = ServerName::try_from("manager.unknown").expect("a DNS name");
     let stream = dial::secure(address, stream, Arc::new(unverified_config()), name).await?;
     let mut client =

@@ -9,14 +9,17 @@ mod server;
 mod tests;
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::TimeProvider;
 use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
 use crate::Credentials;
+use crate::seam::{Clock as _, SystemClock};
 
 pub use client::{Expect, ask_clock, bundle_channel, channel, fetch_roots};
 pub(crate) use client::{anonymous_config, client_config, fetch_roots_over, open, over};
@@ -37,14 +40,25 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     PROVIDER.clone()
 }
 
+/// The time by which certificates are judged: the system clock's.
+#[derive(Debug)]
+struct Now;
+
+impl TimeProvider for Now {
+    fn current_time(&self) -> Option<UnixTime> {
+        let now = Duration::from_millis(SystemClock::start().wall_millis());
+        Some(UnixTime::since_unix_epoch(now))
+    }
+}
+
 fn server_builder() -> rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier> {
-    ServerConfig::builder_with_provider(provider())
+    ServerConfig::builder_with_details(provider(), Arc::new(Now))
         .with_protocol_versions(&[&TLS13])
         .expect("ring has cipher suites of TLS 1.3")
 }
 
 pub(crate) fn client_builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
-    ClientConfig::builder_with_provider(provider())
+    ClientConfig::builder_with_details(provider(), Arc::new(Now))
         .with_protocol_versions(&[&TLS13])
         .expect("ring has cipher suites of TLS 1.3")
 }

@@ -15,7 +15,6 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Duration, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -23,25 +22,26 @@ use tokio_rustls::server::TlsStream;
 
 use super::{ALPN_ENROL, ALPN_H2, presented, provider, server_builder};
 use crate::bundle::VerifyError;
+use crate::net::{Listener, Stream as NetStream};
 use crate::peer::Connection;
 use crate::seam::Clock;
 use crate::{Bundle, Certificate, ConnectInfo, Credentials, Identity, Peer};
 
 /// A connection whose handshake is done.
-pub type TlsConnection = Connection<TlsStream<TcpStream>>;
+pub type TlsConnection = Connection<TlsStream<NetStream>>;
 
 /// The connections that arrive, for `serve_with_incoming_shutdown`.
 ///
 /// Handshakes run side by side, [`HANDSHAKES`] at most and [`HANDSHAKE`] long. When they are that many, the oldest is
 /// given up for a new one: an honest one takes milliseconds, so that it is those who stall that pay. The stream yields
 /// no errors and never ends.
-pub fn incoming(
-    listener: TcpListener,
+pub fn incoming<L: Into<Listener>>(
+    listener: L,
     identity: Identity,
     clock: Arc<dyn Clock>,
-) -> impl Stream<Item = io::Result<TlsConnection>> + Send + Unpin {
+) -> impl Stream<Item = io::Result<TlsConnection>> + Send + Unpin + use<L> {
     let door = Door {
-        listener,
+        listener: listener.into(),
         identity,
         clock,
         handshakes: JoinSet::new(),
@@ -54,7 +54,7 @@ pub fn incoming(
 }
 
 struct Door {
-    listener: TcpListener,
+    listener: Listener,
     identity: Identity,
     clock: Arc<dyn Clock>,
     handshakes: JoinSet<Option<TlsConnection>>,
@@ -85,7 +85,7 @@ impl Door {
         }
     }
 
-    fn begin(&mut self, stream: TcpStream, address: SocketAddr) {
+    fn begin(&mut self, stream: NetStream, address: SocketAddr) {
         self.oldest.retain(|handshake| !handshake.is_finished());
         if self.oldest.len() >= HANDSHAKES
             && let Some(oldest) = self.oldest.pop_front()
@@ -111,12 +111,11 @@ impl Door {
 }
 
 async fn accept(
-    stream: TcpStream,
+    stream: NetStream,
     address: SocketAddr,
     opened_ms: i64,
     config: Arc<ServerConfig>,
 ) -> io::Result<TlsConnection> {
-    stream.set_nodelay(true)?;
     let stream = TlsAcceptor::from(config).accept(stream).await?;
     let session = stream.get_ref().1;
     if session.alpn_protocol().is_none() {

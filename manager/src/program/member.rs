@@ -1,5 +1,6 @@
 //! A manager that is a member of a cluster: all its parts, put together and running.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,19 +8,19 @@ use std::time::Duration;
 
 use bulkhead_identity::comeback::Challenges;
 use bulkhead_identity::local::LocalConnection;
-use bulkhead_identity::seam::{Clock, Entropy};
+use bulkhead_identity::net::Listener;
+use bulkhead_identity::seam::{Clock, Entropy, SystemClock, SystemEntropy};
 use bulkhead_identity::store::{KeyFile, ManagerPart};
 use bulkhead_identity::{Bundle, Credentials, Identity, UnlockKey, Unswapped, tls};
 use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::ManagerAddress;
 use bulkhead_raft::encryption::{DataKey, DataKeys, Sealing};
-use bulkhead_raft::file_system::RealFileSystem;
+use bulkhead_raft::file_system::{FileSystem, RealFileSystem};
 use bulkhead_raft::log_store::OpenError;
 use bulkhead_raft::runtime::Blocking;
 use bulkhead_raft::transport::{Binding, Network, RaftService, Witness};
 use bulkhead_raft::{Parts, Replica, StartError, Timing, log_store};
 use futures::StreamExt as _;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -57,15 +58,52 @@ const REMEMBERED: Duration = Duration::from_secs(1);
 const FRESH_POLL: Duration = Duration::from_millis(10);
 const FRESH_WAIT: Duration = Duration::from_secs(3);
 
+/// Told of each replica that starts.
+#[derive(Clone)]
+pub struct Started(pub Arc<dyn Fn(Replica) + Send + Sync>);
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Started(…)")
+    }
+}
+
 /// What every manager is given from outside.
 #[derive(Debug, Clone)]
-pub(super) struct Machine {
-    pub(super) data: PathBuf,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) entropy: Arc<dyn Entropy>,
+pub struct Machine {
+    /// Its data folder, for this program alone. Keys and images are in it on the system's own disk, whatever `fs` is.
+    pub data: PathBuf,
+    /// Its clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Its random source.
+    pub entropy: Arc<dyn Entropy>,
+    /// The disk of the replicated store.
+    pub fs: Arc<dyn FileSystem>,
+    /// Where what waits for that disk is done.
+    pub blocking: Blocking,
+    /// How the log uses it.
+    pub log: log_store::Options,
+    /// How fast replicas notice.
+    pub timing: Timing,
+    /// Who looks at replicas from outside: nobody, but in a simulation.
+    pub started: Option<Started>,
 }
 
 impl Machine {
+    /// The machine that this process runs on.
+    pub fn real(data: PathBuf) -> Self {
+        Self {
+            data,
+            clock: Arc::new(SystemClock::start()),
+            entropy: Arc::new(SystemEntropy),
+            fs: Arc::new(RealFileSystem),
+            blocking: Blocking::Threads,
+            log: log_store::Options::default(),
+            timing: Timing::default(),
+            started: None,
+        }
+    }
+
     pub(super) fn keys(&self) -> PathBuf {
         self.data.join("keys")
     }
@@ -81,7 +119,7 @@ impl Machine {
 
     /// Removes the store of an epoch, if there is one.
     pub(super) fn remove_store(&self, epoch: u64) -> io::Result<()> {
-        remove(&self.store(epoch))
+        self.fs.remove_folder(&self.store(epoch))
     }
 
     /// What this manager remembers of the others' stores.
@@ -97,8 +135,8 @@ impl Machine {
     /// Puts the store of an epoch aside, in the place of the one that was put there before.
     pub(super) fn put_aside(&self, epoch: u64) -> io::Result<()> {
         let aside = self.damaged();
-        remove(&aside)?;
-        or_absent(std::fs::rename(self.store(epoch), aside))
+        self.fs.remove_folder(&aside)?;
+        self.fs.rename_folder(&self.store(epoch), &aside)
     }
 
     /// A join that waits for approval.
@@ -113,16 +151,13 @@ impl Machine {
 
     /// Removes what only a manager has: every store, whatever its epoch, and the images.
     pub(super) fn clear(&self) -> io::Result<()> {
-        for entry in std::fs::read_dir(&self.data)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
+        for name in self.fs.list(&self.data)? {
             if name == "raft" || name.starts_with("raft-") {
-                remove(&entry.path())?;
+                self.fs.remove_folder(&self.data.join(name))?;
             }
         }
-        or_absent(std::fs::remove_file(self.members()))?;
-        remove(&self.images())
+        or_absent(self.fs.unlink(&self.members()))?;
+        or_absent(std::fs::remove_dir_all(self.images()))
     }
 
     fn images(&self) -> PathBuf {
@@ -146,11 +181,6 @@ impl Machine {
     pub(super) fn now_ms(&self) -> i64 {
         i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX)
     }
-}
-
-/// Removes a folder, if it is there.
-fn remove(folder: &Path) -> io::Result<()> {
-    or_absent(std::fs::remove_dir_all(folder))
 }
 
 /// What is not there need not be removed.
@@ -334,14 +364,17 @@ impl Member {
         let dialer = Dialer::new(identity.clone());
         let data_keys = data_keys(part);
         let members = machine.members();
-        let witness = Witness::open(&RealFileSystem, &members).map_err(|source| ProgramError::Folder {
+        let witness = Witness::open(&*machine.fs, &members).map_err(|source| ProgramError::Folder {
             path: members,
             source,
         })?;
         let (keys_of_store, dial) = (data_keys.clone(), dialer.clone());
         let replica = start_replica(&machine, part, keys_of_store, binding, dial, witness.clone()).await?;
+        if let Some(Started(told)) = &machine.started {
+            told(replica.clone());
+        }
         let listen = part.listen.clone();
-        let listener = TcpListener::bind(&listen)
+        let listener = Listener::bind(&listen)
             .await
             .map_err(|source| ProgramError::Listen {
                 address: listen.clone(),
@@ -464,7 +497,7 @@ impl Member {
         tasks.spawn("freshness", fresh.clone().follow(peers.clone(), stop.clone()));
         tasks.spawn(
             "the memory of the others' stores",
-            remember(witness.clone(), stop.clone()),
+            remember(witness.clone(), machine.blocking, stop.clone()),
         );
         tasks.spawn("the health service", health_loop);
         tasks.spawn("the key list", {
@@ -617,17 +650,17 @@ async fn start_replica(
     loop {
         let parts = Parts {
             member: part.member.0,
-            fs: Arc::new(RealFileSystem),
+            fs: machine.fs.clone(),
             folder: machine.store(part.epoch),
             sealing: sealing.clone(),
             entropy: machine.entropy.clone(),
             network: Network::new(dialer.clone(), binding, witness.clone()),
-            timing: Timing::default(),
+            timing: machine.timing.clone(),
             log: log_store::Options {
                 made: part.made,
-                ..log_store::Options::default()
+                ..machine.log.clone()
             },
-            blocking: Blocking::Threads,
+            blocking: machine.blocking,
             witness: witness.clone(),
         };
         match Replica::start(parts).await {
@@ -638,7 +671,7 @@ async fn start_replica(
 }
 
 /// Writes down each second what the others said of their stores, and once more at the end.
-async fn remember(witness: Witness, stop: CancellationToken) {
+async fn remember(witness: Witness, blocking: Blocking, stop: CancellationToken) {
     let mut stopped = false;
     while !stopped {
         stopped = tokio::select! {
@@ -647,10 +680,8 @@ async fn remember(witness: Witness, stop: CancellationToken) {
             () = sleep(REMEMBERED) => false,
         };
         let kept = witness.clone();
-        match tokio::task::spawn_blocking(move || kept.keep()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "what the others said of their stores was not written"),
-            Err(error) => tracing::warn!(%error, "what the others said of their stores was not written"),
+        if let Err(error) = blocking.run(move || kept.keep()).await {
+            tracing::warn!(%error, "what the others said of their stores was not written");
         }
     }
 }

@@ -30,7 +30,6 @@ use std::time::Duration;
 use bulkhead_identity::UnlockKey;
 use bulkhead_identity::join::Attempts;
 use bulkhead_identity::local::{self as socket, LocalConnection};
-use bulkhead_identity::seam::{SystemClock, SystemEntropy};
 use bulkhead_identity::store::{KeyFile, StoreError};
 use bulkhead_proto::Role;
 use bulkhead_proto::wire::JoinRequest;
@@ -46,12 +45,13 @@ use tonic::transport::Server;
 use zeroize::Zeroizing;
 
 use self::local::{JoinOrder, LocalService};
-use self::member::{Machine, Member};
+use self::member::Member;
 use self::stage::{Stage, Stages};
 use self::standby::Standby;
 use crate::refusal::chain;
 
 pub use self::error::ProgramError;
+pub use self::member::{Machine, Started};
 
 /// How a manager is started.
 #[derive(Debug, Clone)]
@@ -126,6 +126,14 @@ impl Work {
 /// # Errors
 /// [`ProgramError`], with its exit code.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramError> {
+    run_on(Machine::real(config.data.clone()), config, stop).await
+}
+
+/// Runs a manager on this machine until `stop`.
+///
+/// # Errors
+/// [`ProgramError`], with its exit code.
+pub async fn run_on(machine: Machine, config: Config, stop: CancellationToken) -> Result<(), ProgramError> {
     let incoming = socket::listen(&config.socket).map_err(|source| match source.kind() {
         std::io::ErrorKind::AddrInUse => ProgramError::InUse(config.data.clone()),
         _ => ProgramError::Socket {
@@ -134,11 +142,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), ProgramE
         },
     })?;
     let (failed, mut failures) = mpsc::channel(4);
-    let machine = Machine {
-        data: config.data.clone(),
-        clock: Arc::new(SystemClock::start()),
-        entropy: Arc::new(SystemEntropy),
-    };
     let attempts = Attempts::kept(&machine.joining(), config.role);
     let program = Arc::new(Program {
         machine,

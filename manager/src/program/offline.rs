@@ -1,13 +1,9 @@
 //! The store of a manager that does not run.
 
-use std::sync::Arc;
-
 use bulkhead_identity::store::ManagerPart;
 use bulkhead_proto::NodeId;
-use bulkhead_raft::file_system::RealFileSystem;
-use bulkhead_raft::log_store::{LogStore, Options};
+use bulkhead_raft::log_store::LogStore;
 use bulkhead_raft::offline::Store;
-use bulkhead_raft::runtime::Blocking;
 use bulkhead_raft::state::State;
 use bulkhead_raft::{Member as RaftMember, StartError};
 
@@ -16,11 +12,11 @@ use super::member::{Machine, data_keys, sealing};
 /// The store that a key file speaks of.
 pub(super) fn store(machine: &Machine, part: &ManagerPart) -> Store {
     Store {
-        fs: Arc::new(RealFileSystem),
+        fs: machine.fs.clone(),
         folder: machine.store(part.epoch),
         sealing: sealing(part, data_keys(part)),
         entropy: machine.entropy.clone(),
-        log: Options::default(),
+        log: machine.log.clone(),
     }
 }
 
@@ -28,9 +24,10 @@ pub(super) fn store(machine: &Machine, part: &ManagerPart) -> Store {
 pub(super) async fn make(machine: &Machine, part: &ManagerPart) -> Result<(), StartError> {
     let (folder, sealing) = (machine.store(part.epoch), sealing(part, data_keys(part)));
     let entropy = machine.entropy.clone();
-    let fs = Arc::new(RealFileSystem);
-    let made = Blocking::Threads
-        .run(move || Ok(LogStore::open(fs, &folder, sealing, entropy, Options::default()).map(drop)));
+    let (fs, log) = (machine.fs.clone(), machine.log.clone());
+    let made = machine
+        .blocking
+        .run(move || Ok(LogStore::open(fs, &folder, sealing, entropy, log).map(drop)));
     made.await.map_err(StartError::Thread)??;
     Ok(())
 }
@@ -49,7 +46,8 @@ pub(super) async fn plant(
         node,
         address: part.advertise.clone(),
     };
-    Blocking::Threads
+    machine
+        .blocking
         .run(move || Ok(store.plant(&state, me)))
         .await??;
     Ok(())

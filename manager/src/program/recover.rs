@@ -123,7 +123,7 @@ async fn rebuild(machine: &Machine, order: &Order, lock: Option<&UnlockKey>) -> 
     let mut keys = KeyFile::open(&machine.keys(), lock)?;
     let node = keys.subject().node;
     let part = keys.manager.as_mut().context("the key file is not a manager's")?;
-    let held = read(offline::store(machine, part)).await?;
+    let held = read(offline::store(machine, part), machine.blocking).await?;
     let ring = KeyRing::new(
         node,
         EnvelopeKey::from_bytes(part.envelope_key.clone()),
@@ -157,11 +157,11 @@ async fn rebuild(machine: &Machine, order: &Order, lock: Option<&UnlockKey>) -> 
 }
 
 /// Reads the store of a member that has just ended: readers of its log may hold it for a moment longer.
-async fn read(store: Store) -> anyhow::Result<Held> {
+async fn read(store: Store, blocking: Blocking) -> anyhow::Result<Held> {
     let until = Instant::now() + UNLOCKED;
     loop {
         let store = store.clone();
-        match Blocking::Threads.run(move || Ok(store.read())).await? {
+        match blocking.run(move || Ok(store.read())).await? {
             Err(OfflineError::Open(OpenError::Locked { .. })) if Instant::now() < until => {
                 sleep(LOCKED).await;
             }

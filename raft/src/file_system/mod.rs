@@ -34,6 +34,10 @@ pub trait FileSystem: fmt::Debug + Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file's name; durable after the folder's sync.
     fn unlink(&self, path: &Path) -> io::Result<()>;
+    /// Removes a folder with all that is in it; one that is not there is removed already.
+    fn remove_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Gives a folder another name, which nothing has; one that is not there has no new one either.
+    fn rename_folder(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// The names in a folder, sorted.
     fn list(&self, directory: &Path) -> io::Result<Vec<String>>;
     /// Makes the names in a folder durable.

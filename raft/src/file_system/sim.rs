@@ -369,6 +369,23 @@ impl FileSystem for SimFileSystem {
         disk.change_name(&parent, NameChange::Unlink { name })
     }
 
+    /// At once durable: nothing that is done to whole folders is relied on after a crash.
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        self.disk()
+            .directories
+            .retain(|path, _| !path.starts_with(folder));
+        Ok(())
+    }
+
+    /// As [`SimFileSystem::remove_folder`].
+    fn rename_folder(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut disk = self.disk();
+        if let Some(directory) = disk.directories.remove(from) {
+            disk.directories.insert(to.to_owned(), directory);
+        }
+        Ok(())
+    }
+
     fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
         Ok(self
             .disk()
