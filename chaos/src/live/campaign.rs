@@ -49,6 +49,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const ASKERS: usize = 2;
 /// Of a log so many bytes are kept, the last ones.
 const LOG_BYTES: usize = 16 << 20;
+/// Of all errors in it these many bytes, the first ones.
+const ERROR_BYTES: usize = 1 << 20;
 
 /// Where a service's image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -660,6 +662,9 @@ async fn keep_logs(cluster: &Cluster, report: &Path) -> anyhow::Result<PathBuf> 
         if let Ok(log) = cluster.log(at).await {
             let from = log.len().saturating_sub(LOG_BYTES);
             std::fs::write(folder.join(format!("{}.log", node.name)), &log[from..])?;
+            // Why a program ended is said once, and may be far back.
+            let errors = watch::errors(&String::from_utf8_lossy(&log), ERROR_BYTES);
+            std::fs::write(folder.join(format!("{}.errors.log", node.name)), errors)?;
         }
     }
     Ok(folder)

@@ -170,7 +170,7 @@ impl Client {
             ..RemoveRequest::default()
         };
         let outcome = self
-            .change(CALL, |mut control| {
+            .change(HASTE, |mut control| {
                 let request = request.clone();
                 async move { control.remove_secret(request).await }
             })

@@ -223,6 +223,21 @@ pub(super) fn sample(pids: &[u32], at_us: u64) -> Option<Sample> {
     (sum.resident_kib > 0).then_some(sum)
 }
 
+/// The lines of a log that are errors, or said before or after it was one, up to so many bytes.
+pub(super) fn errors(log: &str, most: usize) -> String {
+    let ordinary = [" INFO ", " WARN ", " DEBUG ", " TRACE "];
+    let mut errors = String::new();
+    for line in log.lines() {
+        let level: String = line.chars().skip_while(|it| *it != ' ').take(8).collect();
+        let is_ordinary = ordinary.iter().any(|it| level.contains(it));
+        if !is_ordinary && errors.len() + line.len() < most {
+            errors.push_str(line);
+            errors.push('\n');
+        }
+    }
+    errors
+}
+
 /// Handshakes that a node refused, or was refused, for a certificate's sake: when, and who was at the other end.
 pub(super) fn refused(log: &str) -> Vec<(jiff::Timestamp, String)> {
     let of_line = |line: &str| {
@@ -264,6 +279,20 @@ mod tests {
         assert_eq!((one.from_us, one.seen_us, one.gone_us), (10, 10, Some(20)));
         let other = &seen.runs[&vec![2; 16]];
         assert_eq!((other.from_us, other.seen_us, other.gone_us), (10, 30, None));
+    }
+
+    #[test]
+    fn errors_are_told_from_what_is_ordinary() {
+        let log = "2026-11-29T02:47:16.8Z  INFO audit: an ERROR that is none\n\
+                   2026-11-29T02:47:17.8Z ERROR raft: it stopped\n\
+                   2026-11-29T02:47:18.8Z  WARN raft: late\n\
+                   bulkhead-manager: the replica stopped\n";
+        let wanted = "2026-11-29T02:47:17.8Z ERROR raft: it stopped\nbulkhead-manager: the replica stopped\n";
+        assert_eq!(errors(log, 1_000), wanted);
+        assert_eq!(
+            errors(log, 60),
+            wanted.lines().next().unwrap_or_default().to_owned() + "\n"
+        );
     }
 
     #[test]

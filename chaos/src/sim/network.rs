@@ -1,7 +1,8 @@
 //! A network in memory: seeded delays, partitions, and members that are gone.
 //!
 //! It behaves like connections do: what one stream carries stays in order, what is lost comes late (as retransmission
-//! makes it), and across a cut nothing comes at all, until the caller's deadline.
+//! makes it), and across a cut nothing comes until the caller's deadline. What was sent into a cut may still come long after
+//! its caller gave up, once the cut is healed, beside what newer connections bring: the kernel sends it again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, pending};
@@ -41,6 +42,12 @@ pub(super) const CALM: Weather = Weather {
     delay: (100, 900),
     loss: 0,
 };
+
+/// Messages in a hundred, of those that were sent into a cut, that come once it is healed.
+const LATE: usize = 30;
+/// Between two tries of the kernel to send something again, and how many there are.
+const RESENT: Duration = Duration::from_millis(150);
+const RESENDS: usize = 40;
 
 /// A program's life: after a restart the same member is another end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,19 +158,51 @@ impl Switch {
         self.wires().weather = weather;
     }
 
+    fn lives(&self, end: End) -> bool {
+        let wires = self.wires();
+        wires
+            .plugged
+            .get(&end.member)
+            .is_some_and(|it| it.life == end.life)
+    }
+
     /// One message from an end to a member: resolves when it arrives, or never. A dead end sends nothing.
     async fn hop(&self, from: End, to: u64) {
-        let alive = self
-            .wires()
-            .plugged
-            .get(&from.member)
-            .is_some_and(|it| it.life == from.life);
-        if !alive {
+        if !self.lives(from) || !self.carries(from.member, to).await {
             pending::<()>().await;
         }
-        if !self.carries(from.member, to).await {
+    }
+
+    /// As [`Switch::hop`], but what is lost in a cut may come once it is healed, to whoever the member is then.
+    async fn hop_or_late<F>(&self, from: End, to: u64, late: impl FnOnce(Raft) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        if !self.lives(from) {
             pending::<()>().await;
         }
+        if self.carries(from.member, to).await {
+            return;
+        }
+        let life = self.plugged(to).map(|it| it.life);
+        if life.is_some() && self.dice.percent(LATE) {
+            let switch = self.clone();
+            tokio::spawn(async move {
+                for _ in 0..RESENDS {
+                    sleep(RESENT).await;
+                    if switch.wires().carries(from.member, to) {
+                        // A connection goes with the program at its end.
+                        if let Some(there) = switch.plugged(to).filter(|it| Some(it.life) == life) {
+                            switch.record.count(|counts| counts.late += 1);
+                            there.gate.passes().await;
+                            late(there.raft).await;
+                        }
+                        return;
+                    }
+                }
+            });
+        }
+        pending::<()>().await;
     }
 
     /// Takes as long as one message from one node to another; whether it arrived.
@@ -240,6 +279,15 @@ impl Link {
         self.port.switch.goes_on(self.target).await;
     }
 
+    async fn there_or_late<F>(&self, late: impl FnOnce(Raft) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let (me, target) = (self.port.me, self.target);
+        self.port.switch.hop_or_late(me, target, late).await;
+        self.port.switch.goes_on(self.target).await;
+    }
+
     async fn back(&self, life: u64) {
         let from = End {
             member: self.target,
@@ -249,9 +297,8 @@ impl Link {
         self.port.switch.hop(from, self.port.me.member).await;
     }
 
-    /// Goes there; a member that is not up refuses the connection.
-    async fn reach(&self) -> RpcResult<(u64, Raft)> {
-        self.there().await;
+    /// Who is there; a member that is not up refuses the connection.
+    fn reached(&self) -> RpcResult<(u64, Raft)> {
         let plugged = self.port.switch.plugged(self.target);
         plugged
             .map(|it| (it.life, it.raft))
@@ -262,10 +309,12 @@ impl Link {
     async fn ask<T, E>(
         &self,
         limit: Duration,
+        there: impl Future<Output = ()>,
         question: impl AsyncFnOnce(Raft) -> Result<T, E>,
     ) -> RpcResult<T> {
         let asked = timeout(limit, async {
-            let (life, raft) = self.reach().await?;
+            there.await;
+            let (life, raft) = self.reached()?;
             let answer = question(raft)
                 .await
                 .map_err(|_| unreachable("the replica stopped"))?;
@@ -286,7 +335,9 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<TypeConfig>> {
-        self.ask(option.hard_ttl(), async |raft: Raft| {
+        let copy = request.clone();
+        let there = self.there_or_late(|raft| async move { drop(raft.append_entries(copy).await) });
+        self.ask(option.hard_ttl(), there, async |raft: Raft| {
             raft.append_entries(request).await
         })
         .await
@@ -302,16 +353,18 @@ impl RaftNetworkV2<TypeConfig> for Link {
     {
         Box::pin(async move {
             let in_flight = Arc::new(InFlight::default());
-            let connected = timeout(Duration::from_secs(1), self.reach());
-            let (life, raft) = connected
+            timeout(Duration::from_secs(1), self.there())
                 .await
-                .map_err(|_| unreachable("no connection in time"))??;
+                .map_err(|_| unreachable("no connection in time"))?;
+            let (life, raft) = self.reached()?;
             let (link, sent) = (self.clone(), in_flight.clone());
             let requests = input.then(move |request| {
                 sent.send();
                 let link = link.clone();
                 async move {
-                    link.there().await;
+                    let copy = request.clone();
+                    link.there_or_late(|raft| async move { drop(raft.append_entries(copy).await) })
+                        .await;
                     request
                 }
             });
@@ -345,8 +398,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<TypeConfig>> {
-        self.ask(option.hard_ttl(), async |raft: Raft| raft.vote(request).await)
-            .await
+        self.ask(option.hard_ttl(), self.there(), async |raft: Raft| {
+            raft.vote(request).await
+        })
+        .await
     }
 
     async fn pre_vote(
@@ -354,8 +409,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<TypeConfig>> {
-        self.ask(option.hard_ttl(), async |raft: Raft| raft.pre_vote(request).await)
-            .await
+        self.ask(option.hard_ttl(), self.there(), async |raft: Raft| {
+            raft.pre_vote(request).await
+        })
+        .await
     }
 
     async fn full_snapshot(
@@ -366,7 +423,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let record = self.port.switch.record.clone();
-        let install = self.ask(option.hard_ttl(), async |raft: Raft| {
+        let install = self.ask(option.hard_ttl(), self.there(), async |raft: Raft| {
             // As on the wire: chunks, decoded at the other side.
             let mut parts = chunks(&snapshot.snapshot);
             let mut decoder = Decoder::new(&parts.next().expect("a header")).expect("its own header");
@@ -398,7 +455,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<Result<(), TransferLeaderError<TypeConfig>>> {
-        self.ask(option.hard_ttl(), async |raft: Raft| {
+        self.ask(option.hard_ttl(), self.there(), async |raft: Raft| {
             raft.handle_transfer_leader(request).await
         })
         .await

@@ -54,6 +54,8 @@ pub struct Counts {
     pub partitions: u64,
     /// Snapshots that went over the network.
     pub snapshots_sent: u64,
+    /// Messages that came after a cut into which they had been sent.
+    pub late: u64,
     /// Leaders that were asked to hand over.
     pub hand_overs: u64,
     /// Terms that had a leader.
@@ -80,6 +82,7 @@ impl Counts {
         self.disk_failures += other.disk_failures;
         self.partitions += other.partitions;
         self.snapshots_sent += other.snapshots_sent;
+        self.late += other.late;
         self.hand_overs += other.hand_overs;
         self.terms += other.terms;
     }

@@ -58,6 +58,7 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         disk_failures,
         partitions,
         snapshots_sent,
+        late,
         hand_overs,
         terms,
     } = *counts;
@@ -78,6 +79,7 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         ("disk failures", disk_failures, runs / 20),
         ("partitions", partitions, runs / 2),
         ("snapshots sent", snapshots_sent, runs / 20),
+        ("messages that came late", late, runs / 20),
         ("hand-overs", hand_overs, runs / 10),
         ("terms", terms, 2 * runs),
     ];
