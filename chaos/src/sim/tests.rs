@@ -7,7 +7,7 @@ use super::{Counts, Plan, Shape, partition, rotation, run};
 use crate::report::Covered;
 
 /// Seeds of an ordinary test run; `BULKHEAD_SEEDS=from..to` runs others.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 300;
 
 #[expect(
     clippy::disallowed_methods,
