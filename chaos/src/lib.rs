@@ -13,3 +13,5 @@ pub mod report;
 pub mod rules;
 pub mod sim;
 pub mod sim_command;
+pub mod wire;
+pub mod wire_command;

@@ -8,6 +8,7 @@ use bulkhead_chaos::live_command::{self, Options, Work};
 use bulkhead_chaos::partitions_command;
 use bulkhead_chaos::report::Verdict;
 use bulkhead_chaos::sim_command::{self, Simulation};
+use bulkhead_chaos::wire_command;
 use clap::{Parser, Subcommand, ValueEnum as _};
 
 /// What this program could not do is none of the cluster's faults.
@@ -159,8 +160,20 @@ fn nodes(text: &str) -> Result<(u8, u8), String> {
     parsed.ok_or_else(|| "managers and workers, as 3+3: 1 to 9 and at most 32".to_owned())
 }
 
+/// How much of the programs a simulation has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Level {
+    /// Replicas over their log store.
+    Core,
+    /// Whole programs: managers and workers with TLS and their API, and an operator.
+    Wire,
+}
+
 #[derive(Debug, clap::Args)]
 struct Sim {
+    /// What is simulated.
+    #[arg(long, value_enum, default_value_t = Level::Core)]
+    level: Level,
     /// How many seeds are run.
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     seeds: u64,
@@ -185,6 +198,9 @@ struct Sim {
     /// With --replay: each message on the network, too.
     #[arg(long, requires = "replay")]
     messages: bool,
+    /// With --replay and --level wire: what the programs log, too, as in `info,bulkhead_manager=debug`.
+    #[arg(long, value_name = "FILTER", requires = "replay")]
+    log: Option<String>,
     /// The folder of the report.
     #[arg(long, value_name = "FOLDER", default_value = "chaos-report")]
     report: PathBuf,
@@ -248,6 +264,9 @@ fn find(planted: &Planted) -> anyhow::Result<Verdict> {
 }
 
 fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
+    if sim.level == Level::Wire {
+        return simulate_programs(sim);
+    }
     let simulation = Simulation {
         seeds: sim.seeds,
         from: sim.from,
@@ -260,6 +279,30 @@ fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
         report: sim.report,
     };
     sim_command::run(&simulation, &mut std::io::stdout().lock())
+}
+
+fn simulate_programs(sim: Sim) -> anyhow::Result<Verdict> {
+    anyhow::ensure!(
+        !sim.messages && sim.clients.is_none(),
+        "--messages and --clients are for --level core"
+    );
+    if let Some(filter) = &sim.log {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::try_new(filter)?)
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .init();
+    }
+    let simulation = wire_command::Simulation {
+        seeds: sim.seeds,
+        from: sim.from,
+        jobs: sim.jobs,
+        replay: sim.replay,
+        without: sim.without.into_iter().collect(),
+        trouble_ms: sim.trouble,
+        report: sim.report,
+    };
+    wire_command::run(&simulation, &mut std::io::stdout().lock())
 }
 
 fn break_live(live: Live) -> anyhow::Result<Verdict> {

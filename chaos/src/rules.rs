@@ -50,6 +50,8 @@ pub enum Rule {
     NothingIsLeft,
     /// What a scenario expects.
     Expected,
+    /// Once all is well, what runs on the workers is what was asked for, each task with its secrets.
+    WhatIsAskedForRuns,
 }
 
 impl Rule {
@@ -66,6 +68,20 @@ impl Rule {
         Rule::StartsAgain,
         Rule::ServesAgain,
         Rule::Converges,
+    ];
+    /// Every rule that whole programs in simulation can break.
+    pub const OF_WIRE: &[Rule] = &[
+        Rule::AcknowledgedIsKept,
+        Rule::RefusedNeverAppears,
+        Rule::OneStatePerIndex,
+        Rule::OneLeaderPerTerm,
+        Rule::FreshReads,
+        Rule::Linearizable,
+        Rule::NoPanic,
+        Rule::StartsAgain,
+        Rule::ServesAgain,
+        Rule::Converges,
+        Rule::WhatIsAskedForRuns,
     ];
     /// Every rule that its rotations can break.
     pub const OF_ROTATION: &[Rule] = &[
@@ -122,6 +138,7 @@ impl Rule {
             Self::SecretsStaySecret => "a secret's value is in no file and in no log",
             Self::NothingIsLeft => "when the cluster is removed, nothing of it is left",
             Self::Expected => "what the scenario expects comes true",
+            Self::WhatIsAskedForRuns => "once all is well, what was asked for is what runs",
         }
     }
 }

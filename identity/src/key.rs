@@ -47,6 +47,10 @@ impl Key {
     /// # Errors
     /// Where the system gives no random bytes.
     pub fn generate() -> Result<Self, KeyError> {
+        #[cfg(feature = "simulated")]
+        if let Some(pkcs8) = crate::simulated::world().and_then(|world| world.key()) {
+            return Self::from_pkcs8(&pkcs8);
+        }
         let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new())
             .map_err(|_| KeyError::Generate)?;
         Self::from_pkcs8(document.as_ref())

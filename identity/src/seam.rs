@@ -80,6 +80,21 @@ impl Entropy for SystemEntropy {
     }
 }
 
+/// Runs what blocks, like the reading of a file, beside the runtime's own threads; in a simulation at once, since the order
+/// of its events must not depend on threads.
+///
+/// # Errors
+/// Where it panicked, or the runtime shuts down.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, tokio::task::JoinError> {
+    #[cfg(feature = "simulated")]
+    if crate::simulated::world().is_some() {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work).await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,9 @@
 //! A world in place of the system's, for simulations: who runs one puts it up for its own thread, and everything there
-//! connects, listens, reads the time and draws random bytes in it.
+//! connects, listens, reads the time, draws random bytes and makes keys in it.
 //!
-//! It is for what no value is handed down to: sockets, TLS and the random source. What is handed down, like a program's
+//! It is for what no value is handed down to: sockets, TLS, keys and the random source. What is handed down, like a program's
 //! clock, is the simulation's to hand down. Behind a feature that no program turns on: one that is built without it has
-//! no such door. Keys are not drawn here: they come from the system's random source all the same.
+//! no such door. What TLS itself draws comes from the system all the same.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -40,6 +40,9 @@ pub trait World {
     fn wall_millis(&self) -> u64;
     /// Random bytes, which need not be fit for keys.
     fn fill(&self, buffer: &mut [u8]);
+    /// The next private key, PKCS#8; one that nobody knows where there is none. What follows from keys, like the ids of nodes,
+    /// is then the simulation's to say.
+    fn key(&self) -> Option<Vec<u8>>;
 }
 
 thread_local! {

@@ -260,6 +260,23 @@ impl Document {
         }
     }
 
+    /// The same of whole programs in simulation.
+    pub fn of_wire(
+        program: Program,
+        seeds: Seeds,
+        counts: Counts,
+        coverage: Vec<Covered>,
+        broken: &[(u64, Violation)],
+        shown: Shown,
+    ) -> Self {
+        let rules = Rule::OF_WIRE.iter().map(|rule| judge(*rule, &counts, broken));
+        Self {
+            level: "whole programs in simulation",
+            rules: rules.collect(),
+            ..Self::new(program, seeds, counts, coverage, broken, shown)
+        }
+    }
+
     /// How the runs ended.
     pub fn verdict(&self) -> Verdict {
         self.verdict

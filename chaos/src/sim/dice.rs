@@ -10,7 +10,7 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _};
 
 /// Clones share one sequence.
 #[derive(Clone)]
-pub(super) struct Dice(Arc<Mutex<SmallRng>>);
+pub(crate) struct Dice(Arc<Mutex<SmallRng>>);
 
 impl fmt::Debug for Dice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,7 +20,7 @@ impl fmt::Debug for Dice {
 
 impl Dice {
     /// The dice of a part of a run.
-    pub(super) fn new(seed: u64, part: u64) -> Self {
+    pub(crate) fn new(seed: u64, part: u64) -> Self {
         let mixed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ part.wrapping_mul(0xD1B5_4A32_D192_ED03);
         Self(Arc::new(Mutex::new(SmallRng::seed_from_u64(mixed))))
     }
@@ -30,17 +30,17 @@ impl Dice {
     }
 
     /// A number below `count`, which is not 0.
-    pub(super) fn below(&self, count: usize) -> usize {
+    pub(crate) fn below(&self, count: usize) -> usize {
         self.with(|rng| rng.random_range(0..count))
     }
 
     /// True this often in a hundred.
-    pub(super) fn percent(&self, chance: usize) -> bool {
+    pub(crate) fn percent(&self, chance: usize) -> bool {
         self.below(100) < chance
     }
 
     /// A time between two numbers of microseconds.
-    pub(super) fn micros(&self, from: u64, to: u64) -> Duration {
+    pub(crate) fn micros(&self, from: u64, to: u64) -> Duration {
         Duration::from_micros(self.with(|rng| rng.random_range(from..to)))
     }
 
@@ -52,7 +52,7 @@ impl Dice {
     }
 
     /// One of these.
-    pub(super) fn pick<T: Copy>(&self, from: &[T]) -> Option<T> {
+    pub(crate) fn pick<T: Copy>(&self, from: &[T]) -> Option<T> {
         (!from.is_empty()).then(|| from[self.below(from.len())])
     }
 }

@@ -6,7 +6,7 @@
 
 mod client;
 mod cluster;
-mod dice;
+pub(crate) mod dice;
 mod nemesis;
 mod network;
 pub mod partition;

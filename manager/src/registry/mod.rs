@@ -288,7 +288,7 @@ impl Registry {
 
 /// Runs what blocks beside the runtime's own threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    match bulkhead_identity::seam::blocking(work).await {
         Ok(value) => value,
         Err(ended) => match ended.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),

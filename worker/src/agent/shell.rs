@@ -591,7 +591,7 @@ async fn fetch_blob<F: Fetch>(blobs: &BlobStore, fetch: &F, layer: Layer) -> Res
         .fetch(layer, ingest)
         .await
         .map_err(|error| Failure::Passing(error.to_string()))?;
-    let finished = tokio::task::spawn_blocking(|| ingest.finish()).await;
+    let finished = bulkhead_identity::seam::blocking(|| ingest.finish()).await;
     finished.map_err(|error| Failure::Passing(error.to_string()))??;
     Ok(Ended::Done)
 }

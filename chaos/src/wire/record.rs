@@ -1,0 +1,197 @@
+//! What happened in a run of whole programs, and what must never happen.
+//!
+//! What goes into the digest is what two runs of one seed share. Keys are drawn from the system's random source, so whatever
+//! depends on one, like the state of a replica, is compared within a run only.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::rc::Rc;
+
+use bulkhead_raft::state::State;
+use sha2::{Digest as _, Sha256};
+
+use super::world::passed;
+use crate::check::linearize::{self, Verdict};
+use crate::check::{Operation, order};
+use crate::rules::{Rule, Violation};
+use crate::sim::{Counts, Event, Report, What};
+
+/// Configurations that the search for an order of one register's operations looks at.
+const BUDGET: usize = 200_000;
+
+#[derive(Default)]
+struct Inner {
+    hash: Sha256,
+    lines: Vec<String>,
+    events: Vec<Event>,
+    violations: Vec<Violation>,
+    counts: Counts,
+    digests: BTreeMap<u64, [u8; 32]>,
+    leaders: BTreeMap<u64, u64>,
+    /// Secrets whose creation was acknowledged, and those whose creation was surely refused.
+    created: BTreeMap<String, bool>,
+    /// The index of the newest acknowledged write.
+    newest: u64,
+    histories: BTreeMap<usize, Vec<Operation>>,
+}
+
+/// The record of a run under way. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Record(Rc<RefCell<Inner>>);
+
+pub(super) fn now_us() -> u64 {
+    u64::try_from(passed().as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Record {
+    /// Something happened that each run of the seed has.
+    pub(super) fn note(&self, what: impl fmt::Display) {
+        let mut inner = self.0.borrow_mut();
+        let line = format!("{:>9} µs  {what}", now_us());
+        inner.hash.update(line.as_bytes());
+        inner.lines.push(line);
+    }
+
+    /// Something for whoever reads a failure, with what differs from run to run.
+    pub(super) fn remark(&self, what: impl fmt::Display) {
+        let line = format!("{:>9} µs    {what}", now_us());
+        self.0.borrow_mut().lines.push(line);
+    }
+
+    /// Something happened that a picture shows.
+    pub(super) fn event(&self, what: What) {
+        let event = Event {
+            at_us: now_us(),
+            what,
+        };
+        self.0.borrow_mut().events.push(event);
+    }
+
+    /// A rule was broken.
+    pub(super) fn violation(&self, rule: Rule, what: impl fmt::Display) {
+        self.remark(format_args!("VIOLATION: {what}"));
+        self.0.borrow_mut().violations.push(Violation {
+            rule,
+            at_us: now_us(),
+            evidence: what.to_string(),
+        });
+    }
+
+    pub(super) fn count(&self, count: impl FnOnce(&mut Counts)) {
+        count(&mut self.0.borrow_mut().counts);
+    }
+
+    pub(super) fn violated(&self) -> bool {
+        !self.0.borrow().violations.is_empty()
+    }
+
+    /// A replica has this state.
+    pub(super) fn state(&self, member: u64, state: &State) {
+        let (index, digest) = (state.index(), state.digest());
+        let known = *self.0.borrow_mut().digests.entry(index).or_insert(digest);
+        if known != digest {
+            self.violation(
+                Rule::OneStatePerIndex,
+                format_args!("m{member} at index {index} has another state"),
+            );
+        }
+    }
+
+    /// A manager acts as the leader of a term.
+    pub(super) fn leads(&self, member: u64, term: u64) {
+        self.note(format_args!("m{member} leads term {term}"));
+        self.event(What::Leads { member, term });
+        let mut inner = self.0.borrow_mut();
+        let first = *inner.leaders.entry(term).or_insert(member);
+        inner.counts.terms = inner.leaders.len() as u64;
+        drop(inner);
+        if first != member {
+            self.violation(
+                Rule::OneLeaderPerTerm,
+                format_args!("term {term} has two leaders: m{first} and m{member}"),
+            );
+        }
+    }
+
+    /// The creation of a secret was acknowledged at this index.
+    pub(super) fn created(&self, name: &str, index: u64) {
+        let mut inner = self.0.borrow_mut();
+        inner.created.insert(name.to_owned(), true);
+        inner.newest = inner.newest.max(index);
+    }
+
+    /// It was surely not made.
+    pub(super) fn refused(&self, name: &str) {
+        self.0.borrow_mut().created.insert(name.to_owned(), false);
+    }
+
+    /// The index of the newest acknowledged write: what a read that begins now must have.
+    pub(super) fn newest(&self) -> u64 {
+        self.0.borrow().newest
+    }
+
+    /// A client did something with a register.
+    pub(super) fn operation(&self, register: usize, operation: Operation) {
+        self.0
+            .borrow_mut()
+            .histories
+            .entry(register)
+            .or_default()
+            .push(operation);
+    }
+
+    /// Whether these secrets are all that were acknowledged, and none that was refused.
+    pub(super) fn check_secrets(&self, member: u64, names: &BTreeSet<String>) {
+        let created = self.0.borrow().created.clone();
+        for (name, made) in created {
+            match (made, names.contains(&name)) {
+                (true, false) => self.violation(
+                    Rule::AcknowledgedIsKept,
+                    format_args!("m{member} lost the secret '{name}', which was acknowledged"),
+                ),
+                (false, true) => self.violation(
+                    Rule::RefusedNeverAppears,
+                    format_args!("m{member} has the secret '{name}', which was refused"),
+                ),
+                (true, true) | (false, false) => {}
+            }
+        }
+    }
+
+    /// Whether each register behaved like one, by both checkers.
+    pub(super) fn check_registers(&self) {
+        let histories = std::mem::take(&mut self.0.borrow_mut().histories);
+        for history in histories.into_values() {
+            match linearize::check(&history, BUDGET) {
+                Verdict::Linearizable => self.count(|counts| counts.checked += history.len() as u64),
+                Verdict::Broken(number) => self.violation(
+                    Rule::Linearizable,
+                    format_args!("nothing explains {:?}", history[number]),
+                ),
+                Verdict::Unknown => self.count(|counts| counts.unclear += 1),
+            }
+            if let Err(broken) = order::check(&history) {
+                self.violation(
+                    Rule::Linearizable,
+                    format_args!("the indexes of the log do not fit: {broken:?}"),
+                );
+            }
+        }
+    }
+
+    /// Closes the record.
+    pub(super) fn report(&self, seed: u64) -> Report {
+        let mut inner = self.0.borrow_mut();
+        let digest = std::mem::take(&mut inner.hash).finalize();
+        Report {
+            seed,
+            digest: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+            violations: inner.violations.clone(),
+            counts: inner.counts,
+            lines: std::mem::take(&mut inner.lines),
+            events: std::mem::take(&mut inner.events),
+            elapsed_us: now_us(),
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! `bulkhead-chaos sim --level wire`: whole programs on many seeds, or on one again.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::report::{Covered, Document, Program, Seeds, Shown, Verdict};
+use crate::rules::Violation;
+use crate::sim::sweep::sweep;
+use crate::sim::{Counts, Plan as CorePlan, Report};
+use crate::wire::{Plan, run as simulate};
+
+/// Failing seeds after which a sweep ends: more of them say nothing new.
+const ENOUGH: usize = 10;
+/// A line of progress each so many seeds.
+const PROGRESS: u64 = 20;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct Simulation {
+    /// How many seeds.
+    pub seeds: u64,
+    /// The first.
+    pub from: u64,
+    /// Runs at once.
+    pub jobs: Option<usize>,
+    /// One seed alone.
+    pub replay: Option<u64>,
+    /// Of it, strikes that are left out.
+    pub without: BTreeSet<u32>,
+    /// And so much trouble, in simulated milliseconds.
+    pub trouble_ms: Option<u64>,
+    /// Where the report goes.
+    pub report: PathBuf,
+}
+
+/// Runs it, says how it goes on `out`, and leaves the report.
+///
+/// # Errors
+/// Where something could not be written; what a cluster does wrong is a verdict.
+pub fn run(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Verdict> {
+    let document = match asked.replay {
+        Some(seed) => replay(asked, seed, out)?,
+        None => seeds(asked, out)?,
+    };
+    document
+        .write(&asked.report)
+        .with_context(|| format!("cannot write the report to {}", asked.report.display()))?;
+    writeln!(out, "report: {}", asked.report.join("report.md").display())?;
+    Ok(document.verdict())
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long it really takes, for people")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result<Document> {
+    let mut plan = Plan::of(seed);
+    plan.without.clone_from(&asked.without);
+    if let Some(trouble) = asked.trouble_ms {
+        plan.trouble = Duration::from_millis(trouble);
+    }
+    let start = now();
+    let report = simulate(plan.clone());
+    for line in &report.lines {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out, "digest {}", report.digest)?;
+    let broken = broken(&report);
+    say(&broken, out)?;
+    let seeds = Seeds {
+        from: seed,
+        count: 1,
+        failed: failed(&broken),
+        simulated_s: seconds(report.elapsed_us),
+        took_s: start.elapsed().as_secs_f64(),
+    };
+    // One run is asked for to be looked at, not to prove anything.
+    Ok(Document::of_wire(
+        Program::this()?,
+        seeds,
+        report.counts,
+        Vec::new(),
+        &broken,
+        shown(plan, report),
+    ))
+}
+
+fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
+    let jobs = asked
+        .jobs
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let end = asked.from.saturating_add(asked.seeds);
+    let start = now();
+    let (mut counts, mut done, mut elapsed_us) = (Counts::default(), 0_u64, 0_u64);
+    let (mut all_broken, mut last) = (Vec::new(), None::<Report>);
+    sweep(
+        asked.from..end,
+        jobs,
+        |seed| simulate(Plan::of(seed)),
+        |report| {
+            counts.add(&report.counts);
+            done += 1;
+            elapsed_us += report.elapsed_us;
+            all_broken.extend(broken(&report));
+            if done.is_multiple_of(PROGRESS) {
+                let failed = failed(&all_broken).len();
+                eprintln!("{done} of {} seeds, {failed} failed", asked.seeds);
+            }
+            // The first that failed is shown; without one, the last.
+            if last.as_ref().is_none_or(|it| it.violations.is_empty()) {
+                last = Some(report);
+            }
+            failed(&all_broken).len() < ENOUGH
+        },
+    );
+    all_broken.sort_by_key(|(seed, violation)| (*seed, violation.at_us));
+    say(&all_broken, out)?;
+    let last = last.context("no seed was run")?;
+    let plan = Plan::of(last.seed);
+    let seeds = Seeds {
+        from: asked.from,
+        count: done,
+        failed: failed(&all_broken),
+        simulated_s: seconds(elapsed_us),
+        took_s: start.elapsed().as_secs_f64(),
+    };
+    writeln!(
+        out,
+        "{done} seeds, {} failed; {:.0} s of simulated time in {:.1} s; {} writes acknowledged, {} kills, {} power losses, {} partitions",
+        seeds.failed.len(),
+        seeds.simulated_s,
+        seeds.took_s,
+        counts.accepted,
+        counts.kills,
+        counts.power_losses,
+        counts.partitions
+    )?;
+    let covered = coverage(&counts, done);
+    for little in covered.iter().filter(|it| it.count < it.least) {
+        writeln!(
+            out,
+            "too few {}: {}, wanted {}",
+            little.what, little.count, little.least
+        )?;
+    }
+    Ok(Document::of_wire(
+        Program::this()?,
+        seeds,
+        counts,
+        covered,
+        &all_broken,
+        shown(plan, last),
+    ))
+}
+
+/// What a set of so many runs must have tried: without its faults it proves nothing.
+pub(crate) fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
+    let all = [
+        ("acknowledged writes", counts.accepted, 3 * runs),
+        ("reads", counts.reads, 3 * runs),
+        ("conditional writes", counts.swaps, runs),
+        ("operations in an order that fits", counts.checked, 5 * runs),
+        ("kills", counts.kills, runs / 2),
+        ("power losses", counts.power_losses, runs / 2),
+        ("partitions", counts.partitions, runs),
+        ("disk failures", counts.disk_failures, runs / 20),
+        ("terms", counts.terms, runs),
+    ];
+    let covered = |(what, count, least)| Covered { what, count, least };
+    all.into_iter().map(covered).collect()
+}
+
+/// A report shows a run of whole programs as one of replicas: a lane for each manager.
+fn shown(plan: Plan, report: Report) -> Shown {
+    let command = command(&plan);
+    let core = CorePlan {
+        members: plan.managers,
+        clients: plan.clients,
+        trouble: plan.trouble,
+        snapshot_every: plan.snapshot_every,
+        keep: plan.keep,
+        flush_micros: plan.flush_micros,
+        without: plan.without,
+        ..CorePlan::of(plan.seed)
+    };
+    Shown::new(core, report, command)
+}
+
+/// What runs the same strikes again.
+fn command(plan: &Plan) -> String {
+    let mut command = format!("bulkhead-chaos sim --level wire --replay {}", plan.seed);
+    // Writing to a string never fails.
+    if !plan.without.is_empty() {
+        let numbers: Vec<String> = plan.without.iter().map(ToString::to_string).collect();
+        let _written = write!(command, " --without {}", numbers.join(","));
+    }
+    if plan.trouble != Plan::of(plan.seed).trouble {
+        let _written = write!(command, " --trouble {}", plan.trouble.as_millis());
+    }
+    command
+}
+
+fn say(broken: &[(u64, Violation)], out: &mut impl Write) -> anyhow::Result<()> {
+    for (seed, violation) in broken {
+        writeln!(out, "seed {seed}: VIOLATION {violation}")?;
+    }
+    Ok(())
+}
+
+fn broken(report: &Report) -> Vec<(u64, Violation)> {
+    report
+        .violations
+        .iter()
+        .map(|it| (report.seed, it.clone()))
+        .collect()
+}
+
+fn failed(broken: &[(u64, Violation)]) -> Vec<u64> {
+    let seeds: BTreeSet<u64> = broken.iter().map(|(seed, _)| *seed).collect();
+    seeds.into_iter().collect()
+}
+
+fn seconds(us: u64) -> f64 {
+    Duration::from_micros(us).as_secs_f64()
+}
