@@ -52,6 +52,8 @@ pub enum Rule {
     Expected,
     /// Once all is well, what runs on the workers is what was asked for, each task with its secrets.
     WhatIsAskedForRuns,
+    /// Whose key was revoked is served by no manager, not by one that is cut off either.
+    NobodyRevokedIsServed,
 }
 
 impl Rule {
@@ -82,6 +84,7 @@ impl Rule {
         Rule::ServesAgain,
         Rule::Converges,
         Rule::WhatIsAskedForRuns,
+        Rule::NobodyRevokedIsServed,
     ];
     /// Every rule that its rotations can break.
     pub const OF_ROTATION: &[Rule] = &[
@@ -139,6 +142,7 @@ impl Rule {
             Self::NothingIsLeft => "when the cluster is removed, nothing of it is left",
             Self::Expected => "what the scenario expects comes true",
             Self::WhatIsAskedForRuns => "once all is well, what was asked for is what runs",
+            Self::NobodyRevokedIsServed => "whose key was revoked is served by no manager",
         }
     }
 }

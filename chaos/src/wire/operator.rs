@@ -14,8 +14,9 @@ use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::local_client::LocalClient;
 use bulkhead_proto::wire::{
     BlobHeader, CreateImageRequest, CreateSecretRequest, CreateServiceRequest, CreateTicketRequest,
-    GetClusterStatusRequest, InitRequest, Label, ListRequest, ListTasksRequest, PushBlobRequest, Role,
-    SecretReference, ServiceSpec, TaskState, UpdateServiceRequest, push_blob_request,
+    EnrolResponse, GetClusterStatusRequest, InitRequest, IssueOperatorRequest, Label, ListRequest,
+    ListTasksRequest, PushBlobRequest, RemoveRequest, Role, SecretReference, ServiceSpec, TaskState,
+    UpdateServiceRequest, push_blob_request,
 };
 use bulkhead_proto::{CODE_KEY, Code, limits};
 use tokio::time::{Instant, sleep, timeout};
@@ -35,6 +36,10 @@ const LABEL: &str = "value";
 const SERVICE: &str = "work";
 const SECRET: &str = "password";
 const VALUE: &[u8] = b"what no file may hold";
+/// The operator who is revoked.
+const GUEST: &str = "guest";
+/// A manager that is cut off may take a revoked key for so long; a moment more for what is under way.
+const SHUT_OUT: Duration = limits::FRESHNESS.saturating_add(Duration::from_millis(100));
 /// A manager answers far sooner, even to say that nobody leads.
 const CALL: Duration = Duration::from_secs(2);
 /// A change is sent again for so long; what became of it is unknown then.
@@ -73,19 +78,24 @@ pub(super) struct Course {
 
 /// The operator's whole part.
 pub(super) async fn run(course: Rc<Course>) {
-    let identity = match Box::pin(timeout(UP, rise(&course))).await {
-        Ok(Ok(identity)) => identity,
+    let (identity, guest) = match Box::pin(timeout(UP, rise(&course))).await {
+        Ok(Ok(identities)) => identities,
         Ok(Err(error)) => return give_up(&course, &format!("{error:#}")),
         Err(_) => return give_up(&course, "not in time"),
     };
     course.record.note("the cluster is up");
     course.phase.set(Phase::Trouble);
-    let clients: Vec<_> = (1..=course.plan.clients)
+    let revoked = Rc::new(Cell::new(None));
+    let mut clients: Vec<_> = (1..=course.plan.clients)
         .map(|number| {
             let client = Client::new(&course, &identity, number);
             tokio::task::spawn_local(client.run())
         })
         .collect();
+    let revoker = Client::new(&course, &identity, 2_000).revoke(revoked.clone());
+    clients.push(tokio::task::spawn_local(revoker));
+    let knocking = Client::new(&course, &guest, 2_001).knock(revoked.clone());
+    clients.push(tokio::task::spawn_local(knocking));
     while course.phase.get() == Phase::Trouble {
         sleep(Duration::from_millis(20)).await;
     }
@@ -107,8 +117,9 @@ fn give_up(course: &Course, why: &str) {
     course.phase.set(Phase::Over);
 }
 
-/// Makes the cluster: the first manager by `init`, everybody else with tickets; then an image, a secret and services.
-async fn rise(course: &Course) -> anyhow::Result<Identity> {
+/// Makes the cluster: the first manager by `init`, everybody else with tickets; then an image, a secret and services, and
+/// a second operator, who will be revoked.
+async fn rise(course: &Course) -> anyhow::Result<(Identity, Identity)> {
     let first = course.managers.first().context("no manager")?;
     let key = Key::generate()?;
     let request = InitRequest {
@@ -134,12 +145,7 @@ async fn rise(course: &Course) -> anyhow::Result<Identity> {
         }
     };
     let answer = made.operator.context("no certificate for the operator")?;
-    let identity = Identity::new(Credentials {
-        key,
-        certificate: Certificate::from_der(&answer.certificate)?,
-        chain: answer.chain,
-        bundle: Bundle::from_ders(answer.roots)?,
-    })?;
+    let identity = identity(key, answer)?;
     let mut control = control(&identity, &course.addresses.manager(1))?;
     for manager in course.managers.iter().skip(1) {
         manager.give_ticket(&ticket(&mut control, Role::Manager).await?)?;
@@ -168,7 +174,25 @@ async fn rise(course: &Course) -> anyhow::Result<Identity> {
             == course.workers.len()
     })
     .await;
-    Ok(identity)
+    let key = Key::generate()?;
+    let request = IssueOperatorRequest {
+        request_id: new_id()?,
+        node_id: new_id()?,
+        name: GUEST.into(),
+        csr: key.csr()?,
+        validity_ms: 0,
+    };
+    let answer = control.issue_operator(request).await?.into_inner();
+    Ok((identity, self::identity(key, answer)?))
+}
+
+fn identity(key: Key, answer: EnrolResponse) -> anyhow::Result<Identity> {
+    Ok(Identity::new(Credentials {
+        key,
+        certificate: Certificate::from_der(&answer.certificate)?,
+        chain: answer.chain,
+        bundle: Bundle::from_ders(answer.roots)?,
+    })?)
 }
 
 fn control(identity: &Identity, address: &str) -> anyhow::Result<Control> {
@@ -411,6 +435,54 @@ impl Client {
             sleep(Duration::from_millis(20)).await;
         }
         Outcome::Unknown
+    }
+
+    /// Revokes the guest at some time.
+    async fn revoke(mut self, revoked: Rc<Cell<Option<Instant>>>) {
+        let half = self.course.plan.trouble.as_micros() / 2;
+        sleep(
+            self.dice
+                .micros(0, u64::try_from(half).unwrap_or(u64::MAX).max(1)),
+        )
+        .await;
+        let Ok(request_id) = new_id() else { return };
+        let request = RemoveRequest {
+            request_id,
+            selector: GUEST.into(),
+            ..RemoveRequest::default()
+        };
+        loop {
+            let outcome = self
+                .change(|mut control| {
+                    let request = request.clone();
+                    async move { control.revoke_operator(request).await }
+                })
+                .await;
+            if matches!(outcome, Outcome::Done(..)) {
+                self.course.record.note("the guest is revoked");
+                return revoked.set(Some(Instant::now()));
+            }
+        }
+    }
+
+    /// Asks some manager again and again, as the guest.
+    async fn knock(mut self, revoked: Rc<Cell<Option<Instant>>>) {
+        loop {
+            sleep(self.dice.micros(20_000, 200_000)).await;
+            let at = self.dice.below(self.controls.len());
+            let out = revoked.get().is_some_and(|since| since.elapsed() > SHUT_OUT);
+            let served = timeout(CALL, self.controls[at].list_secrets(ListRequest::default())).await;
+            let record = &self.course.record;
+            match (out, served) {
+                (true, Ok(Ok(_))) => record.violation(
+                    Rule::NobodyRevokedIsServed,
+                    format_args!("m{} served an operator who was revoked before", at + 1),
+                ),
+                (true, Ok(Err(_))) => record.guest(|counts| counts.1 += 1),
+                (false, Ok(Ok(_))) => record.guest(|counts| counts.0 += 1),
+                (_, Err(_)) | (false, Ok(Err(_))) => {}
+            }
+        }
     }
 
     /// Creates a secret; whether that was acknowledged.

@@ -34,6 +34,8 @@ struct Inner {
     /// The index of the newest acknowledged write.
     newest: u64,
     histories: BTreeMap<usize, Vec<Operation>>,
+    /// How often the guest was served before it was revoked, and refused after.
+    guest: (u64, u64),
 }
 
 /// The record of a run under way. Clones share it.
@@ -131,6 +133,11 @@ impl Record {
         self.0.borrow().newest
     }
 
+    /// The guest was served, or refused once it was revoked.
+    pub(super) fn guest(&self, count: impl FnOnce(&mut (u64, u64))) {
+        count(&mut self.0.borrow_mut().guest);
+    }
+
     /// A client did something with a register.
     pub(super) fn operation(&self, register: usize, operation: Operation) {
         self.0
@@ -182,6 +189,10 @@ impl Record {
 
     /// Closes the record.
     pub(super) fn report(&self, seed: u64) -> Report {
+        let (served, refused) = self.0.borrow().guest;
+        self.note(format_args!(
+            "the guest was served {served} times before it was revoked, and refused {refused} times after"
+        ));
         let mut inner = self.0.borrow_mut();
         let digest = std::mem::take(&mut inner.hash).finalize();
         Report {
