@@ -16,6 +16,8 @@ use bulkhead_raft::{Replica, Timing};
 use bulkhead_worker::config::Config as WorkerConfig;
 use bulkhead_worker::program as worker;
 use bulkhead_worker::runtime::Launcher;
+use futures::FutureExt as _;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::record::Record;
@@ -102,7 +104,7 @@ impl Manager {
             blocking: Blocking::Inline,
             log: Options {
                 segment_bytes: 256 << 10,
-                flushing: Flushing::Delayed(Arc::new(move || flushes.micros(50, slowest))),
+                flushing: Flushing::Delayed(Arc::new(move || sleep(flushes.micros(50, slowest)).boxed())),
                 ..Options::default()
             },
             timing: Timing {
