@@ -16,7 +16,7 @@ use super::fault::{Fault, Strike, Target};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Plan {
-    /// Everything.
+    /// Everything of nodes and networks; what machines lack and wrong clocks have plans of their own.
     Mixed,
     /// The leader dies, is stopped, stands still.
     Leader,
@@ -24,7 +24,7 @@ pub enum Plan {
     Partition,
     /// The root is rotated again and again while nodes die and the network is cut.
     Rotation,
-    /// Managers' disks are full, and managers die.
+    /// Managers' disks are full, they can open nothing more or hardly run, and they die.
     Disk,
     /// Wall clocks of single nodes are wrong, or jump.
     Clock,
@@ -70,8 +70,6 @@ impl Plan {
                 (Disconnect, W),
                 (Reset, W),
                 (Drain, W),
-                (ClockAhead, W),
-                (Starve, W),
             ]
         };
         let managers = |choices| Lane {
@@ -96,8 +94,6 @@ impl Plan {
                         leader(),
                         network(),
                         vec![(Kill, M), (Pause, M), (Stop, M), (Kill, Target::AllManagers)],
-                        vec![(ClockAhead, M), (ClockBehind, L), (ClockJumps, L)],
-                        vec![(NoDescriptors, L), (NoDescriptors, M), (Starve, L), (Starve, M)],
                     ]
                     .concat(),
                 ),
@@ -114,6 +110,10 @@ impl Plan {
             Self::Disk => vec![managers(vec![
                 (DiskFull, L),
                 (DiskFull, M),
+                (NoDescriptors, L),
+                (NoDescriptors, M),
+                (Starve, L),
+                (Starve, M),
                 (Kill, L),
                 (Kill, Target::AllManagers),
             ])],
