@@ -251,6 +251,7 @@ impl Client {
             version,
         };
         let called = self.record.now_us();
+        self.record.seen().sends(register, called, (from, to));
         let outcome = self
             .change(CALL, |mut control| {
                 let request = request.clone();
@@ -259,29 +260,20 @@ impl Client {
             .await;
         let returned = self.record.now_us();
         let mut seen = self.record.seen();
-        let (told, index) = match outcome {
+        match outcome {
             Outcome::Done(change, tries) => {
                 seen.counts.accepted += 1;
                 // Which of several tries made it is not said: the answer's index may be a later one.
-                (Told::Done, (tries == Tries::One).then_some(change.index))
+                let index = (tries == Tries::One).then_some(change.index);
+                seen.heard(register, to, returned, Some(index));
             }
             // A version can be old without the value being another one: it says nothing about the value.
             Outcome::Refused => {
                 seen.counts.refused += 1;
-                return;
+                seen.heard(register, to, returned, None);
             }
-            Outcome::Unknown => {
-                seen.counts.unknown += 1;
-                (Told::Unknown, None)
-            }
-        };
-        seen.registers.entry(register).or_default().push(Operation {
-            called,
-            returned,
-            action: Action::Swap { from: Some(from), to },
-            told,
-            index,
-        });
+            Outcome::Unknown => seen.counts.unknown += 1,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::check::Operation;
+use crate::check::{Action, Operation, Told};
 
 /// What became of a secret that was to be stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +131,40 @@ pub(super) struct Seen {
     pub(super) leader: Option<(usize, u64)>,
 }
 
+impl Seen {
+    /// A register is about to be changed: from now on that may have been done, whatever becomes of the client.
+    pub(super) fn sends(&mut self, register: usize, called: u64, (from, to): (u64, u64)) {
+        self.registers.entry(register).or_default().push(Operation {
+            called,
+            returned: called,
+            action: Action::Swap { from: Some(from), to },
+            told: Told::Unknown,
+            index: None,
+        });
+    }
+
+    /// What the client was told of the change to `to`, which no other one makes: it was made, perhaps at a known index; or
+    /// it surely was not, and then it is no part of the history.
+    pub(super) fn heard(&mut self, register: usize, to: u64, returned: u64, made: Option<Option<u64>>) {
+        let operations = self.registers.entry(register).or_default();
+        let is_it = |it: &Operation| matches!(it.action, Action::Swap { to: its, .. } if its == to);
+        let Some(at) = operations.iter().rposition(is_it) else {
+            return;
+        };
+        match made {
+            Some(index) => {
+                operations[at] = Operation {
+                    returned,
+                    told: Told::Done,
+                    index,
+                    ..operations[at]
+                };
+            }
+            None => drop(operations.remove(at)),
+        }
+    }
+}
+
 /// The record of a run, which all that run in it share.
 #[derive(Debug)]
 pub(super) struct Record {
@@ -163,5 +197,46 @@ impl Record {
     pub(super) fn event(&self, what: What) {
         let at_us = self.now_us();
         self.seen().events.push(Event { at_us, what });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{linearize, order};
+
+    fn read(called: u64, value: u64, index: u64) -> Operation {
+        Operation {
+            called,
+            returned: called + 1,
+            action: Action::Read { value: Some(value) },
+            told: Told::Done,
+            index: Some(index),
+        }
+    }
+
+    /// At the end of a run clients are stopped wherever they are; another one may have read what they wrote.
+    #[test]
+    fn a_write_whose_client_was_stopped_explains_who_reads_it() {
+        let mut seen = Seen::default();
+        let first = Operation {
+            action: Action::Swap { from: None, to: 1 },
+            ..read(0, 1, 1)
+        };
+        seen.registers.insert(0, vec![first]);
+        seen.sends(0, 10, (1, 2));
+        seen.sends(0, 11, (1, 3));
+        seen.heard(0, 3, 12, None);
+        seen.registers.entry(0).or_default().push(read(13, 2, 5));
+        seen.sends(0, 20, (2, 4));
+        seen.heard(0, 4, 21, Some(Some(6)));
+        seen.registers.entry(0).or_default().push(read(22, 4, 6));
+        let operations = &seen.registers[&0];
+        assert_eq!(operations.len(), 5, "what was surely not made is no part of it");
+        assert_eq!(order::check(operations), Ok(()));
+        assert_eq!(
+            linearize::check(operations, 1_000),
+            linearize::Verdict::Linearizable
+        );
     }
 }
