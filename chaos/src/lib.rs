@@ -4,6 +4,7 @@
 //! delay, fault and election. [`live`] breaks clusters of real programs, with the same checkers and the same report.
 
 pub mod check;
+mod command;
 pub mod live;
 pub mod live_command;
 pub mod partitions_command;

@@ -4,18 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::Context as _;
-
+use crate::command::{ENOUGH, broken, failed, jobs, leave, left_out, now, say_too_few, seconds};
 use crate::report::{Document, Program, Seeds, Shown, Verdict};
-use crate::rules::Violation;
 use crate::sim::shrink::shrink;
 use crate::sim::sweep::{coverage, sweep};
 use crate::sim::{Counts, Plan, Report, What, run as simulate};
 
-/// Failing seeds after which a sweep ends: more of them say nothing new.
-const ENOUGH: usize = 10;
 /// Runs that the search for the shortest failing one may take.
 const SHRINK_RUNS: usize = 400;
 /// A line of progress each so many seeds.
@@ -53,16 +49,7 @@ pub fn run(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Verdict> 
         Some(seed) => replay(asked, seed, out)?,
         None => seeds(asked, out)?,
     };
-    document
-        .write(&asked.report)
-        .with_context(|| format!("cannot write the report to {}", asked.report.display()))?;
-    writeln!(out, "report: {}", asked.report.join("report.md").display())?;
-    Ok(document.verdict())
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long it really takes, for people")]
-fn now() -> Instant {
-    Instant::now()
+    leave(&document, &asked.report, out)
 }
 
 fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result<Document> {
@@ -101,9 +88,7 @@ fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result
 }
 
 fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
-    let jobs = asked
-        .jobs
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let jobs = jobs(asked.jobs);
     let end = asked.from.saturating_add(asked.seeds);
     let start = now();
     let (mut counts, mut done, mut elapsed_us) = (Counts::default(), 0_u64, 0_u64);
@@ -162,13 +147,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
         counts.partitions
     )?;
     let covered = coverage(&counts, done);
-    for little in covered.iter().filter(|it| it.count < it.least) {
-        writeln!(
-            out,
-            "too few {}: {}, wanted {}",
-            little.what, little.count, little.least
-        )?;
-    }
+    say_too_few(&covered, out)?;
     let command = command(&plan);
     Ok(Document::new(
         Program::this()?,
@@ -216,12 +195,9 @@ fn say(report: &Report, out: &mut impl Write) -> anyhow::Result<()> {
 /// What runs exactly this again.
 fn command(plan: &Plan) -> String {
     let usual = Plan::of(plan.seed);
-    let mut command = format!("bulkhead-chaos sim --replay {}", plan.seed);
+    let without = left_out(&plan.without);
+    let mut command = format!("bulkhead-chaos sim --replay {}{without}", plan.seed);
     // Writing to a string never fails.
-    if !plan.without.is_empty() {
-        let numbers: Vec<String> = plan.without.iter().map(ToString::to_string).collect();
-        let _written = write!(command, " --without {}", numbers.join(","));
-    }
     if plan.clients != usual.clients {
         let _written = write!(command, " --clients {}", plan.clients);
     }
@@ -229,23 +205,6 @@ fn command(plan: &Plan) -> String {
         let _written = write!(command, " --trouble {}", plan.trouble.as_millis());
     }
     command
-}
-
-fn broken(report: &Report) -> Vec<(u64, Violation)> {
-    report
-        .violations
-        .iter()
-        .map(|it| (report.seed, it.clone()))
-        .collect()
-}
-
-fn failed(broken: &[(u64, Violation)]) -> Vec<u64> {
-    let seeds: BTreeSet<u64> = broken.iter().map(|(seed, _)| *seed).collect();
-    seeds.into_iter().collect()
-}
-
-fn seconds(us: u64) -> f64 {
-    Duration::from_micros(us).as_secs_f64()
 }
 
 #[cfg(test)]

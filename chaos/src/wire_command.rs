@@ -4,18 +4,17 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 
+use crate::command::{ENOUGH, broken, failed, jobs, leave, left_out, now, say_too_few, seconds};
 use crate::report::{Covered, Document, Program, Seeds, Shown, Verdict};
 use crate::rules::Violation;
 use crate::sim::sweep::sweep;
 use crate::sim::{Counts, Plan as CorePlan, Report};
 use crate::wire::{Plan, run as simulate};
 
-/// Failing seeds after which a sweep ends: more of them say nothing new.
-const ENOUGH: usize = 10;
 /// A line of progress each so many seeds.
 const PROGRESS: u64 = 20;
 
@@ -47,16 +46,7 @@ pub fn run(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Verdict> 
         Some(seed) => replay(asked, seed, out)?,
         None => seeds(asked, out)?,
     };
-    document
-        .write(&asked.report)
-        .with_context(|| format!("cannot write the report to {}", asked.report.display()))?;
-    writeln!(out, "report: {}", asked.report.join("report.md").display())?;
-    Ok(document.verdict())
-}
-
-#[expect(clippy::disallowed_methods, reason = "how long it really takes, for people")]
-fn now() -> Instant {
-    Instant::now()
+    leave(&document, &asked.report, out)
 }
 
 fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result<Document> {
@@ -92,9 +82,7 @@ fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result
 }
 
 fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
-    let jobs = asked
-        .jobs
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let jobs = jobs(asked.jobs);
     let end = asked.from.saturating_add(asked.seeds);
     let start = now();
     let (mut counts, mut done, mut elapsed_us) = (Counts::default(), 0_u64, 0_u64);
@@ -142,13 +130,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
         counts.partitions
     )?;
     let covered = coverage(&counts, done);
-    for little in covered.iter().filter(|it| it.count < it.least) {
-        writeln!(
-            out,
-            "too few {}: {}, wanted {}",
-            little.what, little.count, little.least
-        )?;
-    }
+    say_too_few(&covered, out)?;
     Ok(Document::of_wire(
         Program::this()?,
         seeds,
@@ -194,12 +176,9 @@ fn shown(plan: Plan, report: Report) -> Shown {
 
 /// What runs the same strikes again.
 fn command(plan: &Plan) -> String {
-    let mut command = format!("bulkhead-chaos sim --level wire --replay {}", plan.seed);
+    let without = left_out(&plan.without);
+    let mut command = format!("bulkhead-chaos sim --level wire --replay {}{without}", plan.seed);
     // Writing to a string never fails.
-    if !plan.without.is_empty() {
-        let numbers: Vec<String> = plan.without.iter().map(ToString::to_string).collect();
-        let _written = write!(command, " --without {}", numbers.join(","));
-    }
     if plan.trouble != Plan::of(plan.seed).trouble {
         let _written = write!(command, " --trouble {}", plan.trouble.as_millis());
     }
@@ -211,21 +190,4 @@ fn say(broken: &[(u64, Violation)], out: &mut impl Write) -> anyhow::Result<()> 
         writeln!(out, "seed {seed}: VIOLATION {violation}")?;
     }
     Ok(())
-}
-
-fn broken(report: &Report) -> Vec<(u64, Violation)> {
-    report
-        .violations
-        .iter()
-        .map(|it| (report.seed, it.clone()))
-        .collect()
-}
-
-fn failed(broken: &[(u64, Violation)]) -> Vec<u64> {
-    let seeds: BTreeSet<u64> = broken.iter().map(|(seed, _)| *seed).collect();
-    seeds.into_iter().collect()
-}
-
-fn seconds(us: u64) -> f64 {
-    Duration::from_micros(us).as_secs_f64()
 }

@@ -224,10 +224,8 @@ fn patches(offset: i32) -> anyhow::Result<Vec<Piece>> {
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    use std::io::{BufRead as _, BufReader};
-    use std::process::{Command, Stdio};
-
     use super::*;
+    use crate::testing::Shell;
 
     #[test]
     fn the_vdso_is_found_among_the_mappings() {
@@ -239,35 +237,18 @@ mod tests {
     /// Bash tells the time by all three functions, one after the other, depending on its version; `date` by the first.
     #[test]
     fn a_process_has_a_wrong_clock_and_a_right_one_again() {
-        let script = "while read -r _; do printf '%(%s)T\\n' -1; done";
-        let mut child = Command::new("bash")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("bash");
-        let mut asks = child.stdin.take().expect("piped");
-        let mut answers = BufReader::new(child.stdout.take().expect("piped"));
-        let mut difference = || {
-            use std::io::Write as _;
-            asks.write_all(b"\n").expect("it reads");
-            let mut line = String::new();
-            answers.read_line(&mut line).expect("it answers");
-            line.trim().parse::<i64>().expect("seconds") - jiff::Timestamp::now().as_second()
-        };
+        let mut shell = Shell::that_does("printf '%(%s)T\\n' -1");
+        let pid = shell.pid();
+        let mut difference =
+            || shell.ask().parse::<i64>().expect("seconds") - jiff::Timestamp::now().as_second();
         // It must be up before its memory is looked at, and a second may pass between the two clocks.
         assert!(difference().abs() <= 1);
         for offset in [3_600, -864_000, 8_640_000] {
-            assert!(set(child.id(), offset).expect("allowed"));
-            assert!(
-                !set(child.id(), offset).expect("allowed"),
-                "nothing changes twice"
-            );
+            assert!(set(pid, offset).expect("allowed"));
+            assert!(!set(pid, offset).expect("allowed"), "nothing changes twice");
             assert!((difference() - i64::from(offset)).abs() <= 1);
         }
-        assert!(set(child.id(), 0).expect("allowed"));
+        assert!(set(pid, 0).expect("allowed"));
         assert!(difference().abs() <= 1);
-        drop(asks);
-        child.wait().expect("it ends");
     }
 }

@@ -63,35 +63,19 @@ fn prlimit(pid: u32, words: &[&str]) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead as _, BufReader, Write as _};
-    use std::process::Stdio;
-
     use super::*;
+    use crate::testing::Shell;
 
     #[test]
     fn a_process_opens_no_more_and_then_some_again() {
-        let script = "while read -r _; do exec 9</dev/null && echo opened || echo refused; exec 9<&-; done 2>/dev/null";
-        let mut child = Command::new("bash")
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("bash");
-        let mut asks = child.stdin.take().expect("piped");
-        let mut answers = BufReader::new(child.stdout.take().expect("piped"));
-        let mut ask = || {
-            asks.write_all(b"\n").expect("it reads");
-            let mut line = String::new();
-            answers.read_line(&mut line).expect("it answers");
-            line.trim().to_owned()
-        };
+        let mut shell = Shell::that_does("exec 9</dev/null && echo opened || echo refused; exec 9<&-");
+        let pid = shell.pid();
+        let mut ask = || shell.ask();
         assert_eq!(ask(), "opened");
-        let before = limit_of(child.id()).expect("it lives");
-        exhaust(child.id()).expect("its own user's");
+        let before = limit_of(pid).expect("it lives");
+        exhaust(pid).expect("its own user's");
         assert_eq!(ask(), "refused");
-        limit(child.id(), before).expect("its own user's");
+        limit(pid, before).expect("its own user's");
         assert_eq!(ask(), "opened");
-        drop(asks);
-        child.wait().expect("it ends");
     }
 }

@@ -11,6 +11,8 @@ mod machine;
 pub mod namespace;
 pub mod scan;
 pub mod system;
+#[cfg(test)]
+mod testing;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
