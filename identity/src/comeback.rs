@@ -141,8 +141,22 @@ pub enum ComebackError {
     Credentials(#[from] CredentialsError),
 }
 
-/// Asks the manager at `host:port` to take this node back; what it gives is to be taken up at once. Nothing is kept here. A manager names the other one; then
-/// the other's certificate may have ended, too.
+impl ComebackError {
+    /// Whether nobody decided: there was no way to a manager, or none there that could answer.
+    pub fn is_undecided(&self) -> bool {
+        match self {
+            Self::Dial(_) | Self::Late => true,
+            Self::Refused(status) => matches!(
+                status.code(),
+                tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// Asks the manager at `host:port` to take this node back; what it gives is to be taken up at once. Nothing is kept here. A
+/// manager names the other one; then the other's certificate may have ended, too.
 ///
 /// # Errors
 /// [`ComebackError`].

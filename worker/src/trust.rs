@@ -7,6 +7,7 @@ use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::follow::{self, Due};
 use bulkhead_identity::seam::Entropy;
 use bulkhead_identity::tls::Expect;
+use bulkhead_proto::limits::WORKER_RETRY;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -15,7 +16,7 @@ use crate::session::{Connected, Trust, chain};
 
 /// A node without a session for this long asks the managers whether its certificate is the reason.
 const ALONE: Duration = Duration::from_secs(5);
-/// And asks again at most this often.
+/// And asks again at most this often, once one has decided; where none could, as often as it tries for a session.
 const AGAIN: Duration = Duration::from_secs(15);
 /// Between attempts to keep the cluster's roots: a rotation waits for this node.
 const RETRY: Duration = Duration::from_secs(2);
@@ -27,14 +28,16 @@ pub(crate) async fn run(
     mut connected: watch::Receiver<Option<Connected>>,
     entropy: &dyn Entropy,
 ) {
-    let mut next = Instant::now();
+    let (mut next, mut patience) = (Instant::now(), ALONE);
     let mut unkept = false;
     loop {
         let alone = async {
             sleep_until(next).await;
             // Gone is the session's sender only when this program ends.
             let _ = connected.wait_for(Option::is_none).await;
-            timeout(ALONE, connected.wait_for(Option::is_some)).await.is_err()
+            timeout(patience, connected.wait_for(Option::is_some))
+                .await
+                .is_err()
         };
         // Cancel-safe: all only say that it is time to look.
         let alone = tokio::select! {
@@ -49,8 +52,10 @@ pub(crate) async fn run(
             alone = alone => alone,
         };
         if alone {
-            come_back_by_key(keep, entropy).await;
-            next = Instant::now() + AGAIN;
+            (next, patience) = match come_back_by_key(keep, entropy).await {
+                Asked::Decided => (Instant::now() + AGAIN, ALONE),
+                Asked::Undecided => (Instant::now(), WORKER_RETRY),
+            };
             continue;
         }
         let told = trust.borrow_and_update().clone();
@@ -69,7 +74,16 @@ pub(crate) async fn run(
     }
 }
 
-async fn come_back_by_key(keep: &Keep, entropy: &dyn Entropy) {
+/// What came of asking every manager.
+enum Asked {
+    /// This node is back, or one of them said no.
+    Decided,
+    /// None was there that could say.
+    Undecided,
+}
+
+async fn come_back_by_key(keep: &Keep, entropy: &dyn Entropy) -> Asked {
+    let mut asked = Asked::Undecided;
     let _turn = keep.turn().await;
     for manager in keep.managers() {
         let current = keep.identity().current();
@@ -77,15 +91,19 @@ async fn come_back_by_key(keep: &Keep, entropy: &dyn Entropy) {
             Ok(credentials) => match keep.renew(credentials) {
                 Ok(()) => {
                     tracing::info!(target: "audit", "this node came back by its committed key");
-                    return;
+                    return Asked::Decided;
                 }
                 Err(error) => tracing::error!(error = %chain(&error), "new credentials could not be kept"),
             },
             Err(error) => {
+                if !error.is_undecided() {
+                    asked = Asked::Decided;
+                }
                 tracing::info!(manager = manager.address, error = %chain(&error), "not taken back there");
             }
         }
     }
+    asked
 }
 
 #[cfg(test)]
