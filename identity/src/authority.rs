@@ -12,7 +12,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use x509_parser::oid_registry::{OID_X509_COMMON_NAME, OID_X509_ORGANIZATION_NAME};
 
-use crate::bundle::{Root, RootError};
+use crate::bundle::{CROSS_LEVELS, Root, RootError};
 use crate::certificate::{SERIAL_BYTES, manager_name};
 use crate::csr::PublicKey;
 use crate::order::{Difference, Order, What};
@@ -71,8 +71,8 @@ impl Authority {
         params
             .distinguished_name
             .push(DnType::CommonName, root_name(key.key_id()));
-        // One level below: the cross-certificate of a rotation.
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+        // Below it stand the cross-certificates of the rotations that a node missed.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(CROSS_LEVELS + 1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         let root_der = params.self_signed(&key)?.der().to_vec();
         Self::from_parts(&root_der, key.pkcs8())
@@ -154,7 +154,7 @@ impl Authority {
         let [cluster, name] = crate::certificate::attributes(x509.subject(), oids).ok_or(RootError::Name)?;
         params.distinguished_name.push(DnType::OrganizationName, cluster);
         params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(CROSS_LEVELS));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
         params.use_authority_key_identifier_extension = true;
         let public = SubjectPublicKeyInfo::from_der(x509.public_key().raw)?;

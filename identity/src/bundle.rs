@@ -19,8 +19,10 @@ use crate::tls::provider;
 
 /// Roots in one bundle: the old, the new, and room for a rotation that was cut short.
 pub const ROOTS: usize = 4;
-/// Certificates between leaf and root: the cross-certificate of a rotation.
-pub(crate) const INTERMEDIATES: usize = 1;
+/// Certificates between leaf and root: the cross-certificates of the rotations that a node missed.
+pub(crate) const INTERMEDIATES: usize = limits::FORMER_ROOTS;
+/// Path length of a cross-certificate (RFC 5280 §4.2.1.9): below it, those of the rotations that came after its own.
+pub(crate) const CROSS_LEVELS: u8 = INTERMEDIATES as u8 - 1;
 
 /// A root certificate that fits the profile: self-signed, of one cluster, for signing certificates.
 #[derive(Clone)]
@@ -49,8 +51,8 @@ pub enum RootError {
     /// Nothing may stand between it and a leaf.
     #[error("a root's path length is at least 1, this one's is 0")]
     PathLength,
-    /// More may stand below a cross-certificate than leaves.
-    #[error("a cross-certificate's path length is 0, this one's is not")]
+    /// Below a cross-certificate stand leaves, and those of later rotations.
+    #[error("a cross-certificate's path length is {CROSS_LEVELS}, this one's is not")]
     Levels,
     /// It is for something else, too.
     #[error("a root's key usage is to sign certificates (critical) and nothing else, this one's is not")]
@@ -142,11 +144,11 @@ impl fmt::Debug for Root {
 /// Bit 5 of a key usage (RFC 5280 §4.2.1.3), as x509-parser counts.
 const KEY_CERT_SIGN: u16 = 1 << 5;
 
-/// Whether a certificate is that of a rotation: between a root and a leaf, with nothing more between.
+/// Whether a certificate is that of a rotation: between a root and the one that followed it.
 #[cfg(any(test, feature = "authority"))]
 pub(crate) fn check_cross(x509: &x509_parser::certificate::X509Certificate<'_>) -> Result<(), RootError> {
     match check_authority(x509.extensions())? {
-        Some(0) => Ok(()),
+        Some(levels) if levels == u32::from(CROSS_LEVELS) => Ok(()),
         _ => Err(RootError::Levels),
     }
 }
@@ -444,7 +446,7 @@ pub enum VerifyError {
         got: bulkhead_proto::NodeId,
     },
     /// A chain that is too long.
-    #[error("its chain has more than {INTERMEDIATES} certificate between it and the root")]
+    #[error("its chain has more than {INTERMEDIATES} certificates between it and the root")]
     Intermediates,
     /// The chain or the validity.
     #[error("its chain does not verify")]

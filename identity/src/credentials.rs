@@ -17,15 +17,15 @@ pub struct Credentials {
     pub key: Key,
     /// Its certificate.
     pub certificate: Certificate,
-    /// Certificates between it and an older root, DER: at most the cross-certificate of a rotation.
+    /// Certificates between it and an older root, DER: the cross-certificates of rotations.
     pub chain: Vec<Vec<u8>>,
     /// The roots of the cluster.
     pub bundle: Bundle,
 }
 
 impl Credentials {
-    /// The certificates, DER, that connections of this protocol present: the own one, and the one between it and an
-    /// older root while that root is trusted. With [`tls::ALPN_ENROL`] it is always shown.
+    /// The certificates, DER, that connections of this protocol present: the own one, and those that older roots
+    /// signed while these are trusted. With [`tls::ALPN_ENROL`] all are shown.
     pub fn presented(&self, protocol: &[u8]) -> impl Iterator<Item = &[u8]> {
         let shown = move |der: &&Vec<u8>| protocol == tls::ALPN_ENROL || self.bundle.issued(der);
         std::iter::once(self.certificate.der()).chain(self.chain.iter().filter(shown).map(Vec::as_slice))

@@ -576,7 +576,7 @@ mod tests {
         refusal: Option<(tonic::Code, Code)>,
         /// Answers that say to wait, before the one that is a certificate.
         waits: Arc<Mutex<u32>>,
-        former: Vec<u8>,
+        former: Vec<Vec<u8>>,
         heard: Arc<Mutex<Vec<EnrolRequest>>>,
     }
 
@@ -791,7 +791,10 @@ mod tests {
     #[tokio::test]
     async fn a_ticket_of_a_root_that_was_rotated_away_is_told_from_a_wrong_one() {
         let (old, mut now) = (Manager::new(Role::Worker), Manager::new(Role::Worker));
-        now.former = old.authority.root_der().to_vec();
+        let other = Manager::new(Role::Worker).authority;
+        now.former = [other, old.authority.clone()]
+            .map(|it| it.root_der().to_vec())
+            .into();
         let (address, _server) = now.serve().await;
         let (outcome, _) = join(&[&address], old.ticket()).await;
         let error = outcome.expect_err("an old ticket");

@@ -79,6 +79,9 @@ pub const CERTIFICATE_VALIDITIES: RangeInclusive<Duration> =
     Duration::from_secs(5 * 60)..=Duration::from_secs(365 * 86_400);
 /// How long after its certificate ended, or its root was rotated away, a node may come back by its committed key.
 pub const RETURN_GRACE: Duration = Duration::from_secs(30 * 86_400);
+/// Rotations of the root that a node may miss and still come back by its committed key. Each adds its cross-certificate, of
+/// about 500 bytes, to what managers show those who come back; a chain may have six certificates in all.
+pub const FORMER_ROOTS: usize = 4;
 /// Superseded keys that a node's record remembers. With the default validity two of them can still open anything.
 pub const SUPERSEDED_KEYS: usize = 8;
 /// A connection that was opened with a superseded key this long after its successor was first seen is a clone's. Dialling
@@ -153,7 +156,8 @@ pub const WORKER_HEARTBEAT: Duration = Duration::from_millis(500);
 pub const LIVENESS_EXTENSION: Duration = Duration::from_secs(2);
 /// How long a worker may take to be back with a manager where none could serve it for a while. It tries each in turn and
 /// waits at most [`WORKER_RETRY`] between two rounds; a manager that is not there costs one try up to 5 s. One whose
-/// certificate ended, or is of a former root, asks to be taken back after 5 s, and again 15 s later.
+/// certificate ended, or is of a former root, asks to be taken back after 5 s, again 5 s later where no
+/// manager could decide, and 20 s later where one refused.
 pub const WORKER_RETURN: Duration = Duration::from_secs(30);
 /// The longest wait of a worker between two rounds of trying every manager.
 pub const WORKER_RETRY: Duration = Duration::from_secs(5);

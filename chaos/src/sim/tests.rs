@@ -125,6 +125,7 @@ fn the_root_rolls_a_hundred_times_in_a_row_whatever_goes_wrong() {
     for (what, count, least) in [
         ("rotations", sum(|it| it.rotations), 160),
         ("ended without somebody", sum(|it| it.without_somebody), 10),
+        ("and without it again", sum(|it| it.missed_again), 3),
         ("ended by their deadline", sum(|it| it.by_deadline), 10),
         ("handshakes", sum(|it| it.handshakes), 1_000),
         ("refused handshakes", sum(|it| it.refused), 10),

@@ -109,7 +109,7 @@ fn what_was_ordered_is_taken_and_each_difference_has_its_name() {
 }
 
 #[test]
-fn a_cross_certificate_is_of_the_next_roots_name_and_key_and_one_level() {
+fn a_cross_certificate_is_of_the_next_roots_name_and_key_and_has_a_level_less() {
     use Difference as D;
     let (signs, next) = (authority(), authority());
     let (root, next_root) = (root(&signs), self::root(&next));

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_proto::limits::{HANDSHAKE, MESSAGE_BYTES};
+use bulkhead_proto::limits::{FORMER_ROOTS, HANDSHAKE, MESSAGE_BYTES};
 use bulkhead_proto::wire::enrolment_client::EnrolmentClient;
 use bulkhead_proto::wire::{GetRootRequest, GetRootResponse};
 use bulkhead_proto::{ClusterId, NodeId};
@@ -150,11 +150,18 @@ pub(crate) async fn fetch_roots_over(
         .take(ROOTS)
         .find(|root| ticket.names_root(root));
     // Nothing proves the answer; it only chooses between two ways to say no.
-    let named = named.ok_or_else(|| match ticket.names_root(&answer.former) {
-        true => DialError::FormerRoot {
-            address: address.to_owned(),
-        },
-        false => wrong(),
+    let named = named.ok_or_else(|| {
+        match answer
+            .former
+            .iter()
+            .take(FORMER_ROOTS)
+            .any(|root| ticket.names_root(root))
+        {
+            true => DialError::FormerRoot {
+                address: address.to_owned(),
+            },
+            false => wrong(),
+        }
     })?;
     // Who made the ticket made this root: that it is no root at all means a broken ticket, not a broken answer.
     let bundle = Bundle::from_ders(vec![named]).map_err(|_| wrong())?;
@@ -191,8 +198,8 @@ async fn ask_root(address: &str, stream: Stream) -> Result<GetRootResponse, Dial
     }
 }
 
-/// An answer with as many roots as a bundle has, and a little.
-const ROOTS_BYTES: usize = (ROOTS + 1) * crate::certificate::CERTIFICATE_BYTES + 1024;
+/// An answer with as many roots as a bundle has, with those that were rotated away, and a little.
+const ROOTS_BYTES: usize = (ROOTS + FORMER_ROOTS) * crate::certificate::CERTIFICATE_BYTES + 1024;
 const _: () = assert!(ROOTS_BYTES < MESSAGE_BYTES);
 
 /// What a node calls with.

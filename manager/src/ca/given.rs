@@ -4,7 +4,7 @@ use bulkhead_identity::authority::{Authority, IssueError};
 use bulkhead_identity::bundle::{Root, RootError};
 use bulkhead_identity::certificate::ProfileError;
 use bulkhead_proto::limits;
-use bulkhead_proto::wire::Cluster;
+use bulkhead_proto::wire::{Cluster, FormerRoot};
 
 use super::{millis, trust};
 
@@ -40,6 +40,9 @@ pub enum GivenError {
     /// It was rotated away since others know its key.
     #[error("it was rotated away as compromised")]
     Compromised,
+    /// Who knows the present root's key could show by its certificate that it leads to that one.
+    #[error("it certified the present root, or one that led to it, and that one is compromised")]
+    Certified,
     /// The key is none, or another certificate's.
     #[error("the key is not a P-256 key in PKCS#8, or not the certificate's")]
     Key,
@@ -63,7 +66,7 @@ impl GivenError {
             GivenError::Ends { .. } => "make one that is valid for at least 366 days; ten years are usual",
             GivenError::Present => "there is nothing to rotate: give another one",
             GivenError::Name => "make it with another CN=",
-            GivenError::Compromised => "make a new one, with a new key",
+            GivenError::Compromised | GivenError::Certified => "make a new one, with a new key",
             GivenError::Key => "give the file with the private key of this very certificate",
             GivenError::Sign(_) => {
                 "write its O= and CN= as UTF-8 strings, which is what openssl does by itself"
@@ -87,6 +90,19 @@ pub fn given(cluster: &Cluster, root: &[u8], pkcs8: &[u8], now_ms: i64) -> Resul
         .cross(&given, now_ms - millis(limits::CERTIFICATE_BACKDATE))
         .map_err(GivenError::Sign)?;
     Ok(authority)
+}
+
+/// Refuses to leave a compromised root for one that led to it: what that one certified is valid for as long as it is.
+///
+/// # Errors
+/// [`GivenError::Certified`].
+pub fn leaves_compromised(cluster: &Cluster, root: &[u8]) -> Result<(), GivenError> {
+    let given = Root::from_der(root)?.key_id();
+    let led = |former: &FormerRoot| trust::key_id(&former.root) == Ok(given) && !former.cross.is_empty();
+    match cluster.former.iter().any(led) {
+        true => Err(GivenError::Certified),
+        false => Ok(()),
+    }
 }
 
 /// Judges a given root without its key.
@@ -114,12 +130,12 @@ pub fn fits(cluster: &Cluster, root: &[u8], now_ms: i64) -> Result<Root, GivenEr
     if given.key_id() == present.key_id() {
         return Err(GivenError::Present);
     }
-    let former = cluster.former.as_ref();
-    let former = former.and_then(|it| Root::from_der(&it.root).ok());
-    if former.as_ref().is_some_and(|it| it.key_id() == given.key_id()) && trust::former(cluster).is_none() {
+    let root_of = |former: &FormerRoot| Root::from_der(&former.root).ok();
+    let mut compromised = cluster.former.iter().filter(|it| it.cross.is_empty());
+    if compromised.any(|it| root_of(it).is_some_and(|it| it.key_id() == given.key_id())) {
         return Err(GivenError::Compromised);
     }
-    let mut known = [&present].into_iter().chain(&former);
+    let mut known = cluster.former.iter().filter_map(root_of).chain([present]);
     if known.any(|it| it.is_namesake_of(&given) && it.key_id() != given.key_id()) {
         return Err(GivenError::Name);
     }
@@ -130,7 +146,6 @@ pub fn fits(cluster: &Cluster, root: &[u8], now_ms: i64) -> Result<Root, GivenEr
 mod tests {
     use bulkhead_identity::Key;
     use bulkhead_proto::ClusterId;
-    use bulkhead_proto::wire::FormerRoot;
     use rcgen::{
         BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384,
         PKCS_ED25519, SerialNumber, date_time_ymd,
@@ -304,16 +319,27 @@ mod tests {
         assert!(matches!(refused(&cluster, &again), GivenError::Present));
 
         let (former, key) = made(|_| {});
-        cluster.former = Some(FormerRoot {
-            root: former.clone(),
+        let other = FormerRoot {
+            root: Authority::generate(CLUSTER, NOW - 1_000)
+                .expect("a root")
+                .root_der()
+                .to_vec(),
             cross: b"cross".to_vec(),
             until: NOW + 1_000,
-        });
+        };
+        let wanted = FormerRoot {
+            root: former.clone(),
+            ..other.clone()
+        };
+        cluster.former = vec![other, wanted];
         given(&cluster, &former, &key, NOW).expect("back again");
         assert!(matches!(refused(&cluster, &made(|_| {})), GivenError::Name));
-        if let Some(former) = &mut cluster.former {
-            former.cross.clear();
-        }
+        assert!(matches!(
+            leaves_compromised(&cluster, &former),
+            Err(GivenError::Certified)
+        ));
+        leaves_compromised(&cluster, &made(|_| {}).0).expect("another one");
+        cluster.former[1].cross.clear();
         let back = (former, key);
         assert!(matches!(refused(&cluster, &back), GivenError::Compromised));
     }

@@ -58,11 +58,11 @@ pub fn refounded(cluster: &Cluster, ring: &KeyRing, now_ms: i64) -> Result<Refou
         external_signer: None,
         rotation: None,
         // Nothing leads from it to the new one; it only tells who asks with an old ticket what became of it.
-        former: Some(FormerRoot {
+        former: vec![FormerRoot {
             root: cluster.root_certificate.clone(),
             cross: Vec::new(),
             until: now_ms.saturating_add(millis(limits::RETURN_GRACE)),
-        }),
+        }],
         ..cluster.clone()
     };
     Ok(Refounded {

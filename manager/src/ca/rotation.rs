@@ -213,14 +213,9 @@ pub fn plan(state: &State, signer: Signer, now_ms: i64) -> Option<(Precondition,
 fn next(state: &State, cluster: &Cluster, signer: Signer, now_ms: i64) -> Option<(Cluster, &'static str)> {
     let Some(rotation) = &cluster.rotation else {
         // Who was away longer than this joins again with a ticket.
-        if cluster.former.as_ref()?.until > now_ms {
-            return None;
-        }
-        let new = Cluster {
-            former: None,
-            ..cluster.clone()
-        };
-        return Some((new, "the former root is forgotten"));
+        let mut new = cluster.clone();
+        new.former.retain(|former| former.until > now_ms);
+        return (new.former.len() < cluster.former.len()).then_some((new, "a former root is forgotten"));
     };
     let nodes: Vec<RotationNode> = nodes(state, cluster).collect();
     let waits = nodes.iter().any(|node| node.waited_for && !node.lags.is_empty());
@@ -243,11 +238,10 @@ fn next(state: &State, cluster: &Cluster, signer: Signer, now_ms: i64) -> Option
         });
         return Some((new, "the new root signs"));
     }
-    new.former = (!planted(Bug::RotationForgetsFormerRoot)).then(|| FormerRoot {
-        root: cluster.root_certificate.clone(),
-        cross: rotation.cross.clone(),
-        until: now_ms.saturating_add(super::millis(limits::RETURN_GRACE)),
-    });
+    new.former = match planted(Bug::RotationForgetsFormerRoot) {
+        true => Vec::new(),
+        false => formers(cluster, rotation, now_ms),
+    };
     new.root_certificate.clone_from(&rotation.root);
     if !planted(Bug::RotationKeepsOldKey) {
         new.root_key.clone_from(&rotation.root_key);
@@ -258,6 +252,20 @@ fn next(state: &State, cluster: &Cluster, signer: Signer, now_ms: i64) -> Option
     // The old root's sealed key is to leave the managers' logs, too.
     new.reseal += 1;
     Some((new, "the old root is dropped, and its key"))
+}
+
+/// What is kept of the roots that lead to the new one once this rotation ended, newest first.
+fn formers(cluster: &Cluster, rotation: &Rotation, now_ms: i64) -> Vec<FormerRoot> {
+    let dropped = FormerRoot {
+        root: cluster.root_certificate.clone(),
+        cross: rotation.cross.clone(),
+        until: now_ms.saturating_add(super::millis(limits::RETURN_GRACE)),
+    };
+    std::iter::once(&dropped)
+        .chain(trust::formers(cluster, Some(rotation)))
+        .take(limits::FORMER_ROOTS)
+        .cloned()
+        .collect()
 }
 
 /// A manager without a certificate of the root that signs now: it missed the last rotation, and is not back yet.
@@ -344,7 +352,7 @@ pub fn status(state: &State, signers: Option<&Signers>, now_ms: i64) -> Rotation
         started_at: rotation.started_at,
         deadline: rotation.deadline,
         nodes: nodes(state, cluster).collect(),
-        former_until: match (trust::former(cluster), &cluster.former) {
+        former_until: match (trust::former(cluster), cluster.former.first()) {
             (Some(_), Some(former)) => former.until,
             _ => 0,
         },

@@ -455,10 +455,7 @@ impl Enrolment for EnrolmentService {
             cluster_id: cluster.id.clone(),
             now: self.now(),
             challenge: challenge.map_err(|error| internal("has no random bytes", &error))?,
-            former: cluster
-                .former
-                .as_ref()
-                .map_or_else(Vec::new, |it| it.root.clone()),
+            former: cluster.former.iter().map(|it| it.root.clone()).collect(),
         }))
     }
 

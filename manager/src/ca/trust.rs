@@ -4,7 +4,7 @@ use bulkhead_identity::bundle::{Root, RootError};
 use bulkhead_identity::follow::Told;
 use bulkhead_identity::{Bundle, Certificate, Credentials};
 use bulkhead_proto::wire::{Cluster, ExternalSigner, FormerRoot, Node, Rotation, RotationPhase, Sealed};
-use bulkhead_proto::{KeyId, NodeId};
+use bulkhead_proto::{KeyId, NodeId, limits};
 use bulkhead_raft::planted::{Bug, planted};
 use bulkhead_raft::state::State;
 
@@ -57,29 +57,41 @@ pub fn next(rotation: &Rotation) -> Signatory<'_> {
     }
 }
 
-/// What a certificate is handed out with: who knows only the older root follows it there.
+/// What a certificate is handed out with, newest first: who knows only an older root follows it there, over as many rotations
+/// as it missed. A root that was compromised leads nowhere, and no older one leads past it.
 pub fn chain(cluster: &Cluster) -> Vec<Vec<u8>> {
-    let cross = match (issuing(cluster), &cluster.former) {
-        (Some(rotation), _) => &rotation.cross,
-        (None, Some(former)) => &former.cross,
-        (None, None) => return Vec::new(),
-    };
     if planted(Bug::CertificateWithoutCross) {
         return Vec::new();
     }
-    (!cross.is_empty()).then(|| cross.clone()).into_iter().collect()
+    let next = issuing(cluster);
+    let older = formers(cluster, next).map(|former| &former.cross);
+    next.map(|rotation| &rotation.cross)
+        .into_iter()
+        .chain(older)
+        .take_while(|cross| !cross.is_empty())
+        .take(limits::FORMER_ROOTS)
+        .cloned()
+        .collect()
 }
 
-/// The root that was rotated away lately, by which managers still meet each other.
+/// What is kept of the roots that lead to the one of this rotation, or to the present one, newest first. One that the
+/// rotation leads back to is none of them.
+pub fn formers<'a>(cluster: &'a Cluster, to: Option<&Rotation>) -> impl Iterator<Item = &'a FormerRoot> {
+    let to = to.and_then(|rotation| key_id(&rotation.root).ok());
+    let former = cluster.former.iter();
+    former.filter(move |it| to.is_none() || key_id(&it.root).ok() != to)
+}
+
+/// The root that was rotated away last, by which managers still meet each other.
 pub fn former(cluster: &Cluster) -> Option<&[u8]> {
     let former = dropped(cluster)?;
     (!former.cross.is_empty() && !planted(Bug::ForgetsFormerRoot)).then_some(former.root.as_slice())
 }
 
-/// What is kept of the root that was rotated away, compromised or not. One that a rotation leads back to is no such root
+/// What is kept of the root that was rotated away last, compromised or not. One that a rotation leads back to is no such root
 /// meanwhile: it is among those that are trusted.
 pub fn dropped(cluster: &Cluster) -> Option<&FormerRoot> {
-    let former = cluster.former.as_ref()?;
+    let former = cluster.former.first()?;
     let id = |root: &[u8]| key_id(root).ok();
     let is_next =
         |rotation: &Rotation| id(&rotation.root).is_some() && id(&rotation.root) == id(&former.root);

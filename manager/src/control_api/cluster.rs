@@ -197,8 +197,8 @@ pub(super) enum Asked {
     Begin(Order),
 }
 
-/// Whether a rotation of the root may begin. A manager that missed the last one is in `behind`: it would not find back
-/// after another.
+/// Whether a rotation of the root may begin. A manager that missed the last one is in `behind`: after another one
+/// the others would not meet it over Raft, and it could be needed for the quorum.
 pub(super) fn may_rotate(
     cluster: &Cluster,
     request: &RotateRootRequest,
@@ -257,6 +257,9 @@ pub(super) fn next_root(
             error.hint(),
         )
     };
+    if request.compromised && !request.root.is_empty() {
+        given::leaves_compromised(cluster, &request.root).map_err(refused)?;
+    }
     let Some(signer) = &request.external_signer else {
         if request.root.is_empty() && key.is_empty() {
             return Next::generate(cluster, now_ms).map_err(|error| no_root(&error));

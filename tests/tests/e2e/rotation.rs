@@ -67,6 +67,11 @@ fn the_root_rolls_under_load_and_who_was_away_comes_back() {
     assert_eq!(nodes.matches("in 47h").count(), 5, "{nodes}");
     presents_the_new_root_only(&lab, &after);
 
+    // It misses another one.
+    lab.ok("cluster ca rotate");
+    let after = issuer(&lab);
+    presents_the_new_root_only(&lab, &after);
+
     // An operator who said nothing meanwhile, and the worker that was off.
     assert!(lab.ok("--context idle node ls").contains("worker-1"));
     lab.ok(&format!("dev start {away}"));

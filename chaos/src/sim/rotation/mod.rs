@@ -25,7 +25,7 @@ use bulkhead_proto::wire::{
     Change, Cluster as ClusterObject, Node, NodeStatus, Rotation, change::Change as Step,
     object::Object as Any,
 };
-use bulkhead_proto::{NodeId, Role};
+use bulkhead_proto::{NodeId, Role, limits};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -54,6 +54,8 @@ pub struct Tally {
     pub rotations: u64,
     /// Of these, those that ended with a manager, or a worker, that was down.
     pub without_somebody: u64,
+    /// And with a worker that missed the one before it, too.
+    pub missed_again: u64,
     /// And those whose deadline ended the wait for a node that does nothing.
     pub by_deadline: u64,
     /// Handshakes of workers that succeeded.
@@ -97,6 +99,7 @@ async fn simulate(seed: u64, rotations: u64) -> (Report, Tally) {
         dice: Dice::new(seed, 41),
         world: world.clone(),
         cluster,
+        gone: None,
     };
     while world.tally().rotations < rotations && !record.violated() {
         course.rotation().await;
@@ -243,6 +246,8 @@ struct Course {
     dice: Dice,
     world: World,
     cluster: Cluster,
+    /// A worker that stays down for so many rotations more.
+    gone: Option<(Number, usize)>,
 }
 
 impl Course {
@@ -250,6 +255,7 @@ impl Course {
         if !self.settled().await {
             return;
         }
+        let again = self.gone.is_some();
         let absent = self.absent();
         self.world.record.note(format_args!("a rotation: {absent:?}"));
         if let Absent::Deaf(number) = absent {
@@ -288,22 +294,39 @@ impl Course {
             tally.rotations += 1;
             match absent {
                 Absent::Nobody => {}
-                Absent::Down(_) => tally.without_somebody += 1,
+                Absent::Down(_) => {
+                    tally.without_somebody += 1;
+                    tally.missed_again += u64::from(again);
+                }
                 Absent::Deaf(_) => tally.by_deadline += u64::from(late),
             }
         });
         if let Absent::Deaf(number) = absent {
             self.world.set_deaf(number, false);
         }
-        self.heal(Absent::Nobody).await;
+        self.heal(self.still_gone()).await;
     }
 
-    fn absent(&self) -> Absent {
+    fn still_gone(&self) -> Absent {
+        self.gone
+            .map_or(Absent::Nobody, |(number, _)| Absent::Down(number))
+    }
+
+    fn absent(&mut self) -> Absent {
+        if let Some((number, left)) = self.gone {
+            self.gone = (left > 1).then(|| (number, left - 1));
+            return Absent::Down(number);
+        }
         let anybody = self.dice.pick(&self.world.numbers()).unwrap_or(WORKERS);
         let worker = WORKERS + self.dice.below(3) as u64 % FAKES;
         match self.dice.below(4) {
             0 | 1 => Absent::Nobody,
-            2 => Absent::Down(anybody),
+            2 => {
+                // A manager that missed one holds the next one up.
+                let more = self.dice.below(limits::FORMER_ROOTS);
+                self.gone = (anybody >= WORKERS && more > 0).then_some((anybody, more));
+                Absent::Down(anybody)
+            }
             _ => Absent::Deaf(worker),
         }
     }
@@ -318,12 +341,14 @@ impl Course {
         None
     }
 
-    /// Everyone is here, and uses the one root.
+    /// Everyone is here, and uses the one root, but for who stays away.
     async fn settled(&self) -> bool {
         let settled = self.until(Instant::now() + SOON, |world| {
             let state = world.newest()?;
             let cluster = view::cluster(&state)?;
-            let numbers = world.numbers();
+            let gone = self.gone.map(|(number, _)| number);
+            let numbers = world.numbers().into_iter().filter(|it| Some(*it) != gone);
+            let numbers: Vec<Number> = numbers.collect();
             let mut managers = numbers.iter().filter(|number| **number < WORKERS);
             let here = numbers.iter().all(|number| {
                 view::node(&state, world.node(*number)).is_some_and(|record| {

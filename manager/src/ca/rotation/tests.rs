@@ -1,6 +1,12 @@
+use std::time::Duration;
+
 use bulkhead_identity::authority::Authority;
+use bulkhead_identity::bundle::Root;
+use bulkhead_identity::{Bundle, Key, Subject, csr};
+use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::Transaction;
 use prost::Message as _;
+use rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::*;
 
@@ -27,14 +33,12 @@ pub(super) struct Roots {
     pub(super) new: Vec<u8>,
 }
 
+fn authority() -> Authority {
+    Authority::generate(ClusterId::from_bytes([9; 16]), NOW).expect("a root")
+}
+
 fn roots() -> Roots {
-    let cluster = ClusterId::from_bytes([9; 16]);
-    let root = || {
-        Authority::generate(cluster, NOW)
-            .expect("a root")
-            .root_der()
-            .to_vec()
-    };
+    let root = || authority().root_der().to_vec();
     Roots {
         old: root(),
         new: root(),
@@ -200,14 +204,14 @@ fn a_rotation_ends_with_exactly_the_new_root_and_its_key() {
     assert_eq!(trust::issuer(&ended).key.map(|sealed| sealed.epoch), Some(2));
     assert_eq!(trust::chain(&ended), [b"cross".to_vec()], "for who was away");
     assert_eq!(trust::named(&ended), roots.new);
-    let former = ended.former.as_ref().expect("the old root");
+    let former = ended.former.first().expect("the old root");
     assert_eq!((&former.root, ended.rotation.as_ref()), (&roots.old, None));
 
     let after = state(ended.clone(), &through, &new, &old);
     assert!(next(&after, &ended, Signer::Signs, former.until - 1).is_none());
     let (forgotten, _) = next(&after, &ended, Signer::Signs, former.until).expect("due");
     assert_eq!(
-        (trust::chain(&forgotten), forgotten.former.as_ref()),
+        (trust::chain(&forgotten), forgotten.former.first()),
         (Vec::new(), None)
     );
     assert!(
@@ -244,10 +248,89 @@ fn nothing_leads_from_a_compromised_root_to_the_new_one() {
     let shown = status(&state(ended.clone(), &through, &new, &old), None, NOW);
     assert_eq!(shown.former_until, 0, "nobody comes back");
     assert_eq!(
-        ended.former.map(|former| former.root),
-        Some(roots.old),
+        ended.former.first().map(|former| &former.root),
+        Some(&roots.old),
         "what it proved is closed"
     );
+}
+
+/// The cluster once a rotation to `next` has ended.
+fn rotated(cluster: &Cluster, by: &Authority, next: &Authority, compromised: bool) -> Cluster {
+    let next = Root::from_der(next.root_der()).expect("a root");
+    let rotation = Rotation {
+        root: next.der().to_vec(),
+        cross: match compromised {
+            true => Vec::new(),
+            false => by.cross(&next, NOW).expect("signed"),
+        },
+        ..Default::default()
+    };
+    Cluster {
+        former: formers(cluster, &rotation, NOW),
+        root_certificate: rotation.root,
+        ..cluster.clone()
+    }
+}
+
+#[test]
+fn who_missed_several_rotations_finds_back_over_all_of_them() {
+    let all: Vec<Authority> = (0..8).map(|_| authority()).collect();
+    let of = |root: &Authority| Bundle::from_ders(vec![root.root_der().to_vec()]).expect("a root");
+    let leaf = |root: &Authority| -> CertificateDer<'static> {
+        let key = Key::generate().expect("a key");
+        let public = csr::public_key(&key.csr().expect("a request")).expect("our own");
+        let subject = Subject {
+            cluster: root.cluster(),
+            node: NodeId::from_bytes([1; 16]),
+            role: bulkhead_proto::Role::Manager,
+        };
+        root.issue(&subject, &public, NOW, NOW + 1_000_000)
+            .expect("signed")
+            .into()
+    };
+    let at = UnixTime::since_unix_epoch(Duration::from_millis(NOW as u64 + 500_000));
+    let believed = |cluster: &Cluster, by: &Authority, signs: &Authority| {
+        let chain: Vec<CertificateDer<'_>> = trust::chain(cluster).into_iter().map(Into::into).collect();
+        of(by).verify_manager(&leaf(signs), &chain, at).is_ok()
+    };
+    let mut cluster = Cluster {
+        root_certificate: all[0].root_der().to_vec(),
+        ..Default::default()
+    };
+    for (number, pair) in all.windows(2).enumerate() {
+        cluster = rotated(&cluster, &pair[0], &pair[1], false);
+        for (missed, old) in all[..=number].iter().rev().enumerate() {
+            let finds = believed(&cluster, old, &pair[1]);
+            assert_eq!(finds, missed < limits::FORMER_ROOTS, "{number}: {missed}");
+        }
+    }
+    let back = Rotation {
+        phase: RotationPhase::Issue.into(),
+        root: all[5].root_der().to_vec(),
+        cross: b"back".to_vec(),
+        ..Default::default()
+    };
+    let chain = trust::chain(&begun(&cluster, back));
+    let by_5 = &cluster.former[1];
+    assert_eq!((chain[0].as_slice(), chain.len()), (&b"back"[..], 4));
+    assert!(
+        !chain.contains(&by_5.cross),
+        "nothing leads away from the root that signs"
+    );
+    let back = rotated(&cluster, &all[7], &all[5], false);
+    let place = |former: &FormerRoot| all.iter().position(|it| it.root_der() == former.root);
+    let kept: Vec<_> = back.former.iter().map(place).collect();
+    assert_eq!(kept, [7, 6, 4, 3].map(Some), "not the one that it led back to");
+    for old in &all[3..] {
+        assert!(believed(&back, old, &all[5]));
+    }
+    // With a compromised root's key anybody could lead on from it.
+    let last = authority();
+    let after = rotated(&rotated(&cluster, &all[7], &last, true), &last, &all[0], false);
+    assert!(believed(&after, &last, &all[0]));
+    for old in [&all[5], &all[6], &all[7]] {
+        assert!(!believed(&after, old, &all[0]));
+    }
 }
 
 #[test]

@@ -150,7 +150,7 @@ impl Derived<'_> {
             root_key: None,
             external_signer: None,
             rotation: None,
-            former: None,
+            former: Vec::new(),
             key_ring: Vec::new(),
             desired_voters: Vec::new(),
             requests: Vec::new(),
@@ -208,7 +208,7 @@ impl Derived<'_> {
             (_, _) if old.external_signer != new.external_signer => {
                 ("the root's external signer is elsewhere", &new.root_certificate)
             }
-            (_, _) if old.former != new.former => ("the former root is forgotten", &new.root_certificate),
+            (_, _) if old.former != new.former => ("a former root is forgotten", &new.root_certificate),
             (_, _) if old.root_key != new.root_key || old.rotation != new.rotation => {
                 return self.say(Action::KeyRing, key, "the root's key is sealed anew".into());
             }

@@ -543,11 +543,11 @@ fn each_step_of_a_rotation_makes_its_record() {
     assert_eq!(
         step(&|it| {
             ended(it);
-            it.former = Some(FormerRoot::default());
+            it.former = vec![FormerRoot::default()];
         }),
         one("ended: the old root is dropped, and its key")
     );
-    assert_eq!(step(&ended), one("the former root is forgotten"));
+    assert_eq!(step(&ended), one("a former root is forgotten"));
     let again = |it: &mut Cluster| {
         ended(it);
         it.rotation = rotation(RotationPhase::Bundle, b"");
