@@ -59,9 +59,9 @@ enum Command {
 #[cfg(feature = "planted")]
 #[derive(Debug, clap::Args)]
 struct Planted {
-    /// This bug alone, by its name.
-    #[arg(long, value_name = "NAME")]
-    bug: Option<String>,
+    /// These bugs alone, by their names.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    bug: Vec<String>,
     /// Seeds that may be tried for each.
     #[arg(long, value_name = "N", default_value_t = 2_000)]
     seeds: u64,
@@ -243,12 +243,7 @@ fn find(planted: &Planted) -> anyhow::Result<Verdict> {
     use anyhow::Context as _;
     use bulkhead_raft::planted::Bug;
 
-    let named = |bug: &&Bug| {
-        planted
-            .bug
-            .as_ref()
-            .is_none_or(|name| format!("{bug:?}") == *name)
-    };
+    let named = |bug: &&Bug| planted.bug.is_empty() || planted.bug.contains(&format!("{bug:?}"));
     let bugs: Vec<Bug> = Bug::ALL.iter().filter(named).copied().collect();
     let names = || {
         Bug::ALL

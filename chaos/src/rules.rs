@@ -22,6 +22,12 @@ pub enum Rule {
     FreshReads,
     /// Everything that clients did with an object has an order that explains all answers.
     Linearizable,
+    /// Whoever leads the newest term has applied all that was acknowledged before.
+    LeadersAreComplete,
+    /// While a member is replaced, no fewer vote than are to.
+    VotersStay,
+    /// A watch is told every change, once and in order, or to list again.
+    WatchesTellAll,
     /// Consensus does not panic.
     NoPanic,
     /// A program starts again on what its disk holds after any crash.
@@ -66,6 +72,9 @@ impl Rule {
         Rule::OneSuccessor,
         Rule::FreshReads,
         Rule::Linearizable,
+        Rule::LeadersAreComplete,
+        Rule::VotersStay,
+        Rule::WatchesTellAll,
         Rule::NoPanic,
         Rule::StartsAgain,
         Rule::ServesAgain,
@@ -127,6 +136,9 @@ impl Rule {
             Self::OneSuccessor => "of one version of an object there is one successor",
             Self::FreshReads => "a read sees what was acknowledged before it began",
             Self::Linearizable => "all operations on an object have an order that explains the answers",
+            Self::LeadersAreComplete => "a leader has applied all that was acknowledged before",
+            Self::VotersStay => "while a member is replaced, no fewer vote than are to",
+            Self::WatchesTellAll => "a watch is told every change once, or to list again",
             Self::NoPanic => "consensus does not panic",
             Self::StartsAgain => "a program starts again on what its disk holds",
             Self::ServesAgain => "once all is well a write is served within 10 s",

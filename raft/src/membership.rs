@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Membership;
+use crate::planted::{Bug, planted};
 
 /// Entries that a learner may lack when it becomes a voter. Replication closes that many within one round trip.
 pub(crate) const CAUGHT_UP: u64 = 64;
@@ -40,14 +41,18 @@ pub(crate) fn next_step(facts: &Facts<'_>, desired: &BTreeSet<u64>) -> Option<St
     let promote = desired
         .difference(voters)
         .find(|id| facts.membership.get_node(id).is_some() && caught_up(facts, **id));
-    if let Some(id) = promote {
+    let surplus = voters.difference(desired).next().is_some();
+    if let Some(id) = promote
+        && !(surplus && planted(Bug::RemovesBeforeAdding))
+    {
         return Some(Step::Promote(*id));
     }
     // While one that should vote does not yet, removing another could leave fewer than both old and new want; and the
     // last voter never goes.
     let staying = voters.intersection(desired).count();
     let waiting = desired.difference(voters).next().is_some();
-    if staying == 0 || (waiting && staying < voters.len() && voters.len() <= desired.len()) {
+    let too_few = waiting && staying < voters.len() && voters.len() <= desired.len();
+    if staying == 0 || (too_few && !planted(Bug::RemovesBeforeAdding)) {
         return None;
     }
     // The leader goes last: it is the one that takes the steps.

@@ -230,8 +230,8 @@ impl Replica {
     {
         let config = Arc::new(core.timing.config()?);
         let lease = Duration::from_millis(core.timing.election_ms.end) * LEASE_TIMEOUTS;
-        let (machine, view) =
-            StateMachine::load(core.snapshots, core.blocking).map_err(StartError::Snapshot)?;
+        let (machine, view) = StateMachine::load(core.snapshots, core.blocking, core.timing.events)
+            .map_err(StartError::Snapshot)?;
         if let Some(purged) = purged.filter(|purged| machine.last() < Some(*purged)) {
             return Err(StartError::NoSnapshot { purged: purged.index });
         }
@@ -302,7 +302,12 @@ impl Replica {
     pub async fn wait_applied(&self, index: u64) {
         // It fails only when the view is gone, which this handle keeps.
         let mut applied = self.0.view.applied();
-        drop(applied.wait_for(|applied| *applied >= index).await);
+        drop(applied.wait_for(|_| self.has_applied(index)).await);
+    }
+
+    /// Whether the state is at this index or later.
+    pub fn has_applied(&self, index: u64) -> bool {
+        self.index() >= index || planted(Bug::ReadsBeforeApplied)
     }
 
     /// The index after which all changes are kept.
@@ -342,6 +347,10 @@ impl Replica {
             Ok(Ok(written)) if planted(Bug::CallsMadeRefused) && written.data.0.index.is_multiple_of(61) => {
                 Err(ProposeError::Busy)
             }
+            Ok(Ok(written)) if planted(Bug::AnswersEarlierIndex) => Ok(Outcome {
+                index: written.data.0.index.saturating_sub(1),
+                ..written.data.0
+            }),
             Ok(Ok(written)) => Ok(written.data.0),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(leader)))) => {
                 Err(ProposeError::NotLeader {
@@ -352,6 +361,7 @@ impl Replica {
                 index: self.index(),
                 rejection: None,
             }),
+            Ok(Err(_)) | Err(_) if planted(Bug::CallsUnknownRefused) => Err(ProposeError::Busy),
             Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ProposeError::Unknown),
             Ok(Err(RaftError::Fatal(_))) => Err(ProposeError::Stopped),
         }
@@ -380,6 +390,11 @@ impl Replica {
         match timeout(limits::FRESHNESS, asked).await {
             Ok(Ok((read, _))) if planted(Bug::ReadsTooOld) => Ok(read.index().saturating_sub(3)),
             Ok(Ok((read, _))) => Ok(read.index()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))))
+                if planted(Bug::ReadsAtFollower) =>
+            {
+                Ok(self.index())
+            }
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(leader)))) => {
                 Err(ReadError::NotLeader {
                     leader: leader.leader_id,

@@ -24,10 +24,6 @@ pub type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 /// A snapshot: what it covers and the state itself.
 pub type Snapshot = openraft::alias::SnapshotOf<TypeConfig, State>;
 
-/// Events kept for watches that resume. Four times the most that one transaction can make would always hold some;
-/// a watch that fell further behind lists again.
-const EVENTS: usize = 4 * bulkhead_proto::limits::CHANGES;
-
 /// What an entry costs the log beside its command.
 const ENTRY_BYTES: u64 = 64;
 /// A restart applies at most about as many entries again, however small they are.
@@ -54,6 +50,8 @@ struct Published {
     /// Of the last entry applied; how a leader knows that it applied one of its own.
     last: Option<LogId>,
     events: EventRing,
+    /// How many of them are kept.
+    kept: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -61,13 +59,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl View {
-    fn new(state: State, last: Option<LogId>) -> Self {
+    fn new(state: State, last: Option<LogId>, kept: usize) -> Self {
         Self {
             applied: watch::Sender::new(state.index()),
             published: Mutex::new(Published {
-                events: EventRing::new(state.index(), EVENTS),
+                events: EventRing::new(state.index(), kept),
                 state,
                 last,
+                kept,
             }),
         }
     }
@@ -114,7 +113,9 @@ impl View {
             let mut published = lock(&self.published);
             published.state = state.clone();
             published.last = last;
-            published.events = EventRing::new(state.index(), EVENTS);
+            if !planted(Bug::WatchSkipsSnapshot) {
+                published.events = EventRing::new(state.index(), published.kept);
+            }
         }
         self.applied.send_replace(state.index());
     }
@@ -238,11 +239,15 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// Starts from the snapshot on disk, or from nothing.
-    pub(crate) fn load(disk: Arc<dyn Snapshots>, blocking: Blocking) -> io::Result<(Self, Arc<View>)> {
+    /// Starts from the snapshot on disk, or from nothing. So many events are kept for watches that resume.
+    pub(crate) fn load(
+        disk: Arc<dyn Snapshots>,
+        blocking: Blocking,
+        events: usize,
+    ) -> io::Result<(Self, Arc<View>)> {
         let found = disk.load()?;
         let (meta, state, _) = found.clone().unwrap_or_default();
-        let view = Arc::new(View::new(state.clone(), meta.last_log_id));
+        let view = Arc::new(View::new(state.clone(), meta.last_log_id, events));
         let machine = Self {
             state,
             last: meta.last_log_id,
@@ -281,6 +286,11 @@ impl StateMachine {
                 self.skip(index)
             }
             EntryPayload::Normal(_) if planted(Bug::SkipsEntry) && index.is_multiple_of(97) => {
+                self.skip(index)
+            }
+            EntryPayload::Normal(_)
+                if planted(Bug::SkipsFirstAfterStart) && self.view.events_from() == self.state.index() =>
+            {
                 self.skip(index)
             }
             EntryPayload::Normal(command) => self
@@ -324,7 +334,13 @@ impl StateMachine {
     fn snapshot_meta(&self) -> SnapshotMeta {
         SnapshotMeta {
             last_log_id: self.last,
-            last_membership: self.membership.clone(),
+            last_membership: match planted(Bug::SavesOldMembers) {
+                true => self
+                    .keeper
+                    .newest()
+                    .map_or_else(StoredMembership::default, |it| it.meta.last_membership),
+                false => self.membership.clone(),
+            },
         }
     }
 }
@@ -372,7 +388,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.since = Since::default();
         Builder {
             meta: self.snapshot_meta(),
-            state: self.state.clone(),
+            state: match planted(Bug::SavesOldState) {
+                true => self.keeper.newest().map_or_else(State::default, |it| it.snapshot),
+                false => self.state.clone(),
+            },
             keeper: self.keeper.clone(),
         }
     }
@@ -439,7 +458,9 @@ mod tests {
 
     fn machine(disk: &MemoryStore, bytes: u64) -> StateMachine {
         let disk = Arc::new(Sized(disk.clone(), bytes));
-        StateMachine::load(disk, Blocking::Inline).expect("a machine").0
+        StateMachine::load(disk, Blocking::Inline, 1_000)
+            .expect("a machine")
+            .0
     }
 
     /// Applies blank entries until a snapshot is due, and counts them.

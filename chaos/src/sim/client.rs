@@ -69,7 +69,7 @@ fn register_of(state: &State, id: Id) -> Option<(u64, u64)> {
 
 /// As `Replica::wait_applied`, at fixed times: several that wait on one watch wake in no fixed order.
 async fn applied(replica: &Replica, index: u64) {
-    while replica.index() < index {
+    while !replica.has_applied(index) {
         sleep(Duration::from_millis(1)).await;
     }
 }
@@ -118,6 +118,10 @@ impl Client {
         if leader.is_some() && !self.dice.percent(10) {
             return leader;
         }
+        self.anybody()
+    }
+
+    fn anybody(&self) -> Option<(u64, Replica)> {
         let member = self.dice.pick(&self.live.members())?;
         Some((member, self.live.get(member)?))
     }
@@ -211,12 +215,19 @@ impl Client {
     async fn read(&self, member: u64, replica: &Replica) {
         let newest = self.record.newest();
         let called = self.record.now_us();
-        let question = async {
-            let index = replica.read_index().await.ok()?;
-            let applied = timeout(Duration::from_secs(2), applied(replica, index)).await;
-            applied.is_ok().then(|| (index, replica.state()))
+        let Some(Ok(index)) = ask(&self.live, replica, replica.read_index()).await else {
+            return;
         };
-        if let Some(Some((index, state))) = ask(&self.live, replica, question).await {
+        // A manager that does not lead asks the one that does, and answers from a state of its own that is as new.
+        let (member, replica) = match self.anybody() {
+            Some(other) if self.dice.percent(50) => other,
+            _ => (member, replica.clone()),
+        };
+        let question = async {
+            let applied = timeout(Duration::from_secs(2), applied(&replica, index)).await;
+            applied.is_ok().then(|| replica.state())
+        };
+        if let Some(Some(state)) = ask(&self.live, &replica, question).await {
             self.record.read(member, newest, index, &state);
             for number in 0..REGISTERS {
                 let register = register(number);

@@ -75,6 +75,12 @@ impl Live {
         })
     }
 
+    /// The newest term that anybody knows.
+    fn newest_term(&self) -> u64 {
+        self.with(|live| live.values().map(|it| it.replica.members().term).max())
+            .unwrap_or(0)
+    }
+
     fn insert(&self, end: End, replica: Replica, gate: Gate) {
         let life = end.life;
         self.with(|live| live.insert(end.member, Running { life, replica, gate }));
@@ -221,6 +227,7 @@ impl Cluster {
                 snapshot_every: self.plan.snapshot_every,
                 keep: self.plan.keep,
                 snapshot_wait: Duration::from_secs(5),
+                events: self.plan.events,
                 ..Timing::default()
             },
             log: Options {
@@ -265,7 +272,7 @@ impl Cluster {
     fn watch(&self, end: End, replica: &Replica) -> Vec<JoinHandle<()>> {
         let id = end.member;
         // Looked at each simulated millisecond: waiting on the replica's watches would wake in no fixed order.
-        let (record, seen) = (self.record.clone(), replica.clone());
+        let (record, seen, live) = (self.record.clone(), replica.clone(), self.live.clone());
         let looking = tokio::spawn(async move {
             let (mut index, mut leads) = (None, None);
             loop {
@@ -277,7 +284,13 @@ impl Cluster {
                 if leads != leading {
                     leads = leading;
                     match leading {
-                        Some(term) => record.leads(id, term),
+                        Some(term) => {
+                            record.leads(id, term);
+                            // One that was deposed meanwhile need not know what its successor acknowledged.
+                            if live.newest_term() <= term {
+                                record.serves(id, term, state.index());
+                            }
+                        }
                         None => record.event(What::Follows { member: id }),
                     }
                 }
@@ -320,7 +333,7 @@ impl Cluster {
         self.live.remove(end);
         let dice = self.dice.clone();
         match how {
-            Ending::Killed => machine.disk.crash(&mut |_| 1), // everything written stays
+            Ending::Killed => machine.disk.kill(),
             Ending::PowerLost => machine.disk.crash(&mut |count| dice.below(count)),
         }
         machine.stall.open();
@@ -416,6 +429,13 @@ impl Cluster {
     pub(super) fn set_fault(&self, id: u64, fault: Fault) {
         if let Some(machine) = self.machines.get(&id) {
             machine.disk.set_fault(fault);
+        }
+    }
+
+    /// The same after so many more changes of the disk, which may be in the midst of a flush.
+    pub(super) fn set_fault_after(&self, id: u64, changes: u64, fault: Fault) {
+        if let Some(machine) = self.machines.get(&id) {
+            machine.disk.set_fault_after(changes, fault);
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod shrink;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -36,6 +37,10 @@ use nemesis::{Nemesis, heal};
 use record::Record;
 pub use record::{Counts, Event, Fault, Report, What};
 pub use shape::Shape;
+use watched::Watcher;
+
+/// Clients that watch, beside those that write and read.
+const WATCHERS: u64 = 4;
 
 /// What a run is like. [`Plan::of`] derives one from a seed.
 #[derive(Clone, Debug, Serialize)]
@@ -54,6 +59,8 @@ pub struct Plan {
     pub keep: u64,
     /// The slowest flush of a disk, in microseconds.
     pub flush_micros: u64,
+    /// Changes that each member keeps for watches that resume.
+    pub events: usize,
     /// Whether anything goes wrong; without, it is load alone.
     pub faults: bool,
     /// Strikes that are left out, by their numbers: for the shortest run that still fails.
@@ -71,9 +78,15 @@ impl Plan {
             members: if dice.percent(30) { 5 } else { 3 },
             clients: 3,
             trouble: Duration::from_secs(3),
-            snapshot_every: if dice.percent(50) { 40 } else { 400 },
+            // Less than what is kept below one: then it is followers that need them; or more: then it is whoever starts again.
+            snapshot_every: match dice.below(4) {
+                0 => 10,
+                1 => 40,
+                _ => 400,
+            },
             keep: 20,
             flush_micros: if dice.percent(20) { 30_000 } else { 3_000 },
+            events: if dice.percent(50) { 8 } else { 1_000 },
             faults: true,
             without: BTreeSet::new(),
             every_message: false,
@@ -103,12 +116,18 @@ async fn simulate(plan: Plan) -> Report {
     cluster.found().await;
     if !record.violated() {
         let clients = clients(&plan, &cluster, &record);
-        let keeper = tokio::spawn(replace::keep(cluster.live.clone(), cluster.wanted.clone()));
+        let keeper = tokio::spawn(replace::keep(
+            cluster.live.clone(),
+            cluster.wanted.clone(),
+            record.clone(),
+        ));
         trouble(&plan, &mut cluster, &record).await;
         recover(&plan, &mut cluster, &record).await;
         for client in clients {
             client.abort();
-            let _cancelled = client.await;
+            if client.await.is_err_and(|ended| ended.is_panic()) {
+                record.violation(Rule::NoPanic, "a client panicked");
+            }
         }
         agree(&cluster, &record).await;
         keeper.abort();
@@ -129,9 +148,10 @@ fn clients(plan: &Plan, cluster: &Cluster, record: &Record) -> Vec<JoinHandle<()
         record: record.clone(),
         written: 0,
     };
-    (1..=plan.clients)
-        .map(|number| tokio::spawn(client(number).run()))
-        .collect()
+    let watcher = |number| Watcher::new(Dice::new(plan.seed, 200 + number), &cluster.live, record);
+    let clients = (1..=plan.clients).map(|number| tokio::spawn(client(number).run()));
+    let watchers = (1..=WATCHERS).map(|number| tokio::spawn(watcher(number).run()));
+    clients.chain(watchers).collect()
 }
 
 /// Things go wrong.

@@ -176,8 +176,8 @@ impl Nemesis {
                 delay: (1_000, 60_000),
                 loss: 5,
             }),
-            Fault::DiskError => self.disk(cluster, member, DiskFault::WriteError),
-            Fault::DiskFull => self.disk(cluster, member, DiskFault::Full),
+            Fault::DiskError => self.disk(cluster, member, DiskFault::WriteError, &dice),
+            Fault::DiskFull => self.disk(cluster, member, DiskFault::Full, &dice),
             Fault::DiskStall => self.stall(cluster, member, &dice),
             Fault::DiskLost => self.lose(cluster, member).await,
             Fault::HandOver => {
@@ -281,10 +281,11 @@ impl Nemesis {
         cluster.stop(id, how).await;
     }
 
-    fn disk(&self, cluster: &Cluster, id: Option<u64>, fault: DiskFault) {
+    fn disk(&self, cluster: &Cluster, id: Option<u64>, fault: DiskFault, dice: &Dice) {
         let Some(id) = id else { return };
         self.record.note(format_args!("m{id}: {fault:?}"));
-        cluster.set_fault(id, fault);
+        // A flush is a write, a sync and the mark: it fails at any of them.
+        cluster.set_fault_after(id, dice.below(6) as u64, fault);
     }
 }
 

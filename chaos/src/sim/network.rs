@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bulkhead_raft::runtime::Gate;
 use bulkhead_raft::state::{Decoder, State, chunks};
-use bulkhead_raft::transport::InFlight;
+use bulkhead_raft::transport::{InFlight, votes};
 use bulkhead_raft::{Member, Raft, Snapshot, TypeConfig, Vote};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -398,10 +398,12 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<TypeConfig>> {
+        let vote = request.vote;
         self.ask(option.hard_ttl(), self.there(), async |raft: Raft| {
-            raft.vote(request).await
+            raft.vote(votes::asked(request)).await
         })
         .await
+        .map(|answer| votes::answered(vote, answer))
     }
 
     async fn pre_vote(
@@ -409,10 +411,12 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<VoteResponse<TypeConfig>> {
+        let vote = request.vote;
         self.ask(option.hard_ttl(), self.there(), async |raft: Raft| {
-            raft.pre_vote(request).await
+            raft.pre_vote(votes::asked(request)).await
         })
         .await
+        .map(|answer| votes::answered(vote, answer))
     }
 
     async fn full_snapshot(

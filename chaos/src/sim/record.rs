@@ -60,6 +60,10 @@ pub struct Counts {
     pub hand_overs: u64,
     /// Terms that had a leader.
     pub terms: u64,
+    /// Changes that watches were told.
+    pub told: u64,
+    /// Watches that were told to list again.
+    pub compacted: u64,
 }
 
 impl Counts {
@@ -85,6 +89,8 @@ impl Counts {
         self.late += other.late;
         self.hand_overs += other.hand_overs;
         self.terms += other.terms;
+        self.told += other.told;
+        self.compacted += other.compacted;
     }
 }
 
@@ -279,6 +285,8 @@ struct Inner {
     accepted: BTreeMap<Id, u64>,
     refused: BTreeSet<Id>,
     newest: Option<(Id, u64)>,
+    /// What watches were told of each index: objects and their versions.
+    told: BTreeMap<u64, Vec<(Id, u64)>>,
     swaps: BTreeSet<(Id, u64)>,
     /// What clients did with each register; nothing where it was surely not done.
     histories: BTreeMap<Id, Vec<Option<Operation>>>,
@@ -326,6 +334,7 @@ impl Record {
             accepted: BTreeMap::new(),
             refused: BTreeSet::new(),
             newest: None,
+            told: BTreeMap::new(),
             swaps: BTreeSet::new(),
             histories: BTreeMap::new(),
         })))
@@ -396,6 +405,40 @@ impl Record {
                 format_args!("term {term} has two leaders: m{first} and m{member}"),
             );
         }
+    }
+
+    /// A member acts as the leader of the newest term, with a state of this index.
+    pub(super) fn serves(&self, member: u64, term: u64, index: u64) {
+        let mut inner = self.inner();
+        if let Some((_, newest)) = inner.newest
+            && index < newest
+        {
+            inner.violation(
+                Rule::LeadersAreComplete,
+                format_args!(
+                    "m{member} leads term {term} with what is at {index}, and {newest} was acknowledged"
+                ),
+            );
+        }
+    }
+
+    /// A watch was told these changes, each with its index, and nothing else after the first index up to the other.
+    pub(super) fn told(&self, after: u64, upto: u64, changes: &[(u64, Id, u64)]) {
+        let mut inner = self.inner();
+        inner.counts.told += changes.len() as u64;
+        let mut by_index: BTreeMap<u64, Vec<(Id, u64)>> = BTreeMap::new();
+        for (index, id, version) in changes {
+            by_index.entry(*index).or_default().push((*id, *version));
+        }
+        let mut others = inner.told.range(after + 1..=upto);
+        let missed = others.find(|(index, told)| by_index.get(*index) != Some(*told));
+        if let Some(index) = missed.map(|(index, _)| *index) {
+            inner.violation(
+                Rule::WatchesTellAll,
+                format_args!("of index {index} a watch was told something else than another"),
+            );
+        }
+        inner.told.append(&mut by_index);
     }
 
     /// A write was acknowledged at this index.

@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bulkhead_raft::planted::{Bug, planted};
 use bulkhead_raft::{Reconciled, Replica};
 use tokio::time::sleep;
 
 use super::cluster::{Live, member};
+use super::record::Record;
+use crate::rules::Rule;
 
 /// The wanted members. Clones share them.
 #[derive(Clone, Debug)]
@@ -38,7 +41,10 @@ impl Wanted {
     /// Another one in the place of this one; its id.
     pub(super) fn replace(&self, lost: u64) -> u64 {
         self.with(|inner| {
-            let new = inner.next;
+            let new = match planted(Bug::ReusesMemberId) {
+                true => lost,
+                false => inner.next,
+            };
             inner.next += 1;
             inner.members.remove(&lost);
             inner.members.insert(new);
@@ -64,7 +70,7 @@ fn are_voters(leader: &Replica, wanted: &BTreeSet<u64>) -> bool {
 }
 
 /// Brings the cluster to the wanted members, under any leader, for ever.
-pub(super) async fn keep(live: Live, wanted: Wanted) {
+pub(super) async fn keep(live: Live, wanted: Wanted, record: Record) {
     loop {
         sleep(Duration::from_millis(100)).await;
         let wanted = wanted.members();
@@ -75,6 +81,12 @@ pub(super) async fn keep(live: Live, wanted: Wanted) {
             continue;
         }
         let known = leader.members();
+        if known.voters.len() < wanted.len() {
+            record.violation(
+                Rule::VotersStay,
+                format_args!("only {:?} vote while {wanted:?} are to", known.voters),
+            );
+        }
         let fresh = wanted.iter().find(|id| !known.nodes.contains_key(*id));
         // Whatever fails here is tried again under whoever leads then.
         let _tried_again = match fresh {

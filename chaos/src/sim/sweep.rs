@@ -61,6 +61,8 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         late,
         hand_overs,
         terms,
+        told,
+        compacted,
     } = *counts;
     let all = [
         ("acknowledged writes", accepted, 20 * runs),
@@ -82,6 +84,8 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         ("messages that came late", late, runs / 20),
         ("hand-overs", hand_overs, runs / 10),
         ("terms", terms, 2 * runs),
+        ("changes that watches were told", told, 20 * runs),
+        ("watches that had to list again", compacted, runs / 2),
     ];
     let covered = |(what, count, least)| Covered { what, count, least };
     all.into_iter().map(covered).collect()

@@ -163,6 +163,15 @@ impl SimFileSystem {
         disk.fuse = None;
     }
 
+    /// Ends the program that has it open. What it wrote stays as it was with the system: there, and durable or not.
+    pub fn kill(&self) {
+        let mut disk = self.disk();
+        disk.locked.clear();
+        disk.boots += 1;
+        disk.fault = Fault::None;
+        disk.fuse = None;
+    }
+
     /// Sets what goes wrong from now on; a crash ends it.
     pub fn set_fault(&self, fault: Fault) {
         let mut disk = self.disk();

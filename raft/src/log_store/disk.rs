@@ -159,6 +159,9 @@ impl Disk {
         .map_err(|error| self.failed(name, &io::Error::other(error)))?;
         let bytes = buffer.len();
         buffer.resize(bytes.next_multiple_of(BLOCK_BYTES), 0);
+        if planted(Bug::MarksBeforeFlush) {
+            let _too_early = self.mark.set(self.next);
+        }
         file.write_all_at(buffer, self.offset)
             .and_then(|()| match planted(Bug::SkipsFlush) {
                 true => Ok(()),

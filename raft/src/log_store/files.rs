@@ -16,6 +16,7 @@ use super::frame::ChainHash;
 use super::{OpenError, frame, sealed};
 use crate::encryption::{RecordKind, Sealing};
 use crate::file_system::{File, FileSystem, OpenMode, read_file, replace_file};
+use crate::planted::{Bug, planted};
 use crate::seam::Entropy;
 
 pub(super) const STORE: &str = "store";
@@ -233,7 +234,9 @@ impl Spares {
             true => self.fs.open(&path, OpenMode::Write)?,
             false => preallocate(&*self.fs, &path, self.segment_bytes)?,
         };
-        self.fs.sync_directory(&self.folder)?;
+        if !planted(Bug::SkipsSegmentFolderFlush) {
+            self.fs.sync_directory(&self.folder)?;
+        }
         Ok(file)
     }
 

@@ -32,6 +32,7 @@ pub use view::OrderError;
 
 use crate::encryption::Sealing;
 use crate::file_system::FileSystem;
+use crate::planted::{Bug, planted};
 use crate::seam::Entropy;
 use crate::type_config::{Entry, LogId, TypeConfig, Vote};
 use writer::{Guard, Shared};
@@ -371,7 +372,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.shared().now().committed)
+        let now = self.shared().now();
+        Ok(match planted(Bug::TakesLogForCommitted) {
+            true => now.last,
+            false => now.committed,
+        })
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>

@@ -21,6 +21,7 @@ use super::view::{Extent, FrameRef, OrderError, View};
 use super::{OpenError, Options, sealed};
 use crate::encryption::{RecordKind, Sealing};
 use crate::file_system::{FileSystem, OpenMode};
+use crate::planted::{Bug, planted};
 use crate::seam::Entropy;
 use crate::type_config::LogId;
 
@@ -375,7 +376,11 @@ impl<'a> Scan<'a> {
         if self.before.map(|before| before.index) > self.view.now.purged.map(|purged| purged.index) {
             return damaged(self.gap);
         }
-        if acknowledged >= self.next || self.later_frame(behind) {
+        let torn = !matches!(self.stop.2, Stop::Frame(FrameError::Blank) | Stop::Chain);
+        if acknowledged >= self.next
+            || self.later_frame(behind)
+            || (torn && planted(Bug::CallsTornTailDamage))
+        {
             return damaged(self.stop);
         }
         Ok(())

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use openraft::EntryPayload;
 
 use super::record::{Checkpoint, Op};
+use crate::planted::{Bug, planted};
 use crate::type_config::{Entry, LogId, Vote};
 
 /// Where a frame with live entries stands.
@@ -124,6 +125,12 @@ impl View {
 
     pub(super) fn append(&mut self, entry: Entry) {
         self.now.last = Some(entry.log_id);
+        let index = entry.log_id.index;
+        if planted(Bug::KeepsTruncatedInCache)
+            && self.cache.back().is_some_and(|last| last.log_id.index >= index)
+        {
+            return;
+        }
         self.cache_bytes += weight(&entry);
         self.cache.push_back(entry);
     }
@@ -136,7 +143,9 @@ impl View {
                 purged: purged.index,
             });
         }
-        while self.cache.back().is_some_and(|entry| entry.log_id.index >= kept) {
+        while self.cache.back().is_some_and(|entry| entry.log_id.index >= kept)
+            && !planted(Bug::KeepsTruncatedInCache)
+        {
             self.drop_newest();
         }
         if self.now.last.is_some_and(|newest| newest.index >= kept) {

@@ -95,7 +95,11 @@ impl Queue {
     pub(super) fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), OrderError> {
         self.view.truncate_after(last)?;
         if !planted(Bug::ForgetsTruncation) {
-            record::put_truncate(&mut self.open.buffer, last.as_ref());
+            let kept = match planted(Bug::TruncatesOneTooFew) {
+                true => last.map(|last| LogId::new(*last.committed_leader_id(), last.index + 1)),
+                false => last,
+            };
+            record::put_truncate(&mut self.open.buffer, kept.as_ref());
         }
         self.open.extent.truncate(last.map_or(0, |last| last.index + 1));
         Ok(())
@@ -317,6 +321,10 @@ impl Shared {
 
     pub(super) fn purge(&self, upto: LogId) -> io::Result<()> {
         let mut queue = self.queue()?;
+        let upto = match planted(Bug::PurgesAboveSnapshot) {
+            true => queue.view.now.last.unwrap_or(upto),
+            false => upto,
+        };
         queue.view.purge(upto);
         record::put_purge(&mut queue.open.buffer, &upto);
         Ok(())

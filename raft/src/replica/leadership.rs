@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{Disk, Raft};
 use crate::TypeConfig;
+use crate::planted::{Bug, planted};
 use crate::state_machine::View;
 
 /// How often the disk's free space is asked for.
@@ -43,7 +44,8 @@ struct Facts {
 }
 
 fn decide(facts: Facts) -> Leadership {
-    let leading = facts.is_leader && facts.quorum && facts.applied_term == Some(facts.term);
+    let applied = facts.applied_term == Some(facts.term) || planted(Bug::LeadsBeforeApplied);
+    let leading = facts.is_leader && facts.quorum && applied;
     Leadership {
         term: facts.term,
         leader: facts.leader,

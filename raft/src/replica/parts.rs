@@ -35,6 +35,9 @@ pub struct Timing {
     pub keep: u64,
     /// A snapshot must be sent and installed within this time.
     pub snapshot_wait: Duration,
+    /// Events kept for watches that resume. Four times the most that one transaction can make would always hold some;
+    /// a watch that fell further behind lists again.
+    pub events: usize,
 }
 
 impl Default for Timing {
@@ -45,6 +48,7 @@ impl Default for Timing {
             snapshot_every: 5_000,
             keep: 10_000,
             snapshot_wait: Duration::from_secs(60),
+            events: 4 * limits::CHANGES,
         }
     }
 }

@@ -81,6 +81,7 @@ impl State {
             }
             Err(rejection) => Some(rejection),
         };
+        let rejection = rejection.filter(|_| !planted(Bug::CallsRefusedMade));
         Ok(Applied {
             outcome: Outcome { index, rejection },
             events: Vec::new(),
@@ -692,7 +693,10 @@ impl Run<'_> {
             (transaction.request_id.clone(), transaction.actor.clone())
         });
         let meta = Meta {
-            version: self.index,
+            version: match old {
+                Some(old) if planted(Bug::KeepsVersion) => old.version,
+                _ => self.index,
+            },
             created_index: old.map_or(self.index, |meta| meta.created_index),
             created_at: old.map_or(self.transaction.at, |meta| meta.created_at),
             updated_at: self.transaction.at,

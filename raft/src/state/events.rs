@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use bulkhead_proto::wire::Event;
 
+use crate::planted::{Bug, planted};
+
 /// A bounded memory of events. Whoever asks for what fell out of it must list again.
 #[derive(Debug)]
 pub struct EventRing {
@@ -36,9 +38,12 @@ impl EventRing {
         self.events.extend(events.into_iter().map(Arc::new));
         while self.events.len() > self.capacity {
             let Some(first) = self.events.front() else { return };
-            self.floor = first.index;
-            while self.events.front().is_some_and(|event| event.index <= self.floor) {
+            let gone = first.index;
+            while self.events.front().is_some_and(|event| event.index <= gone) {
                 self.events.pop_front();
+            }
+            if !planted(Bug::WatchLosesEvent) {
+                self.floor = gone;
             }
         }
     }
@@ -50,10 +55,18 @@ impl EventRing {
 
     /// All events above `index`, in order.
     pub fn since(&self, index: u64) -> Result<Vec<Arc<Event>>, Compacted> {
-        if index < self.floor {
+        let from = match planted(Bug::WatchSkipsFirst) {
+            true => index + 1,
+            false => index,
+        };
+        if from < self.floor {
             return Err(Compacted { floor: self.floor });
         }
-        let start = self.events.partition_point(|event| event.index <= index);
+        let told = match planted(Bug::WatchRepeatsEvent) {
+            true => index.saturating_sub(1),
+            false => index,
+        };
+        let start = self.events.partition_point(|event| event.index <= told);
         Ok(self.events.range(start..).cloned().collect())
     }
 }

@@ -9,6 +9,7 @@ mod network;
 mod service;
 #[cfg(test)]
 mod tests;
+pub mod votes;
 mod witness;
 
 use std::time::Duration;

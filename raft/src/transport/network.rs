@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::message::{self, Malformed, TransferResult};
-use super::{APPEND_WAIT, Binding, CHUNK_WAIT, InFlight, Witness};
+use super::{APPEND_WAIT, Binding, CHUNK_WAIT, InFlight, Witness, votes};
 use crate::state::{State, chunks};
 use crate::state_machine::Snapshot;
 use crate::{Member, TypeConfig, Vote};
@@ -270,6 +270,7 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
         let call = async |mut client: RaftClient<Channel>| client.vote(message).await;
         self.call(RPCTypes::Vote, &option, call, message::decode_voted)
             .await
+            .map(|answer| votes::answered(request.vote, answer))
     }
 
     async fn pre_vote(
@@ -281,6 +282,7 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
         let call = async |mut client: RaftClient<Channel>| client.pre_vote(message).await;
         self.call(RPCTypes::Vote, &option, call, message::decode_voted)
             .await
+            .map(|answer| votes::answered(request.vote, answer))
     }
 
     async fn full_snapshot(

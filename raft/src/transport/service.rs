@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::message::{self, Malformed};
-use super::{Binding, CHUNK_WAIT, SNAPSHOT_BYTES, Witness};
+use super::{Binding, CHUNK_WAIT, SNAPSHOT_BYTES, Witness, votes};
 use crate::state::Decoder;
 use crate::state_machine::Snapshot;
 use crate::{Raft, Replica, TypeConfig, Vote};
@@ -188,14 +188,18 @@ impl raft_server::Raft for RaftService {
     async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let (from, vote) = self.open(request, message::decode_vote)?;
         own(&vote.vote, from)?;
-        let voted = self.raft.vote(vote).await.map_err(|_| stopped())?;
+        let voted = self.raft.vote(votes::asked(vote)).await.map_err(|_| stopped())?;
         Ok(self.answer(from, message::encode_voted(&voted)))
     }
 
     async fn pre_vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
         let (from, vote) = self.open(request, message::decode_vote)?;
         own(&vote.vote, from)?;
-        let voted = self.raft.pre_vote(vote).await.map_err(|_| stopped())?;
+        let voted = self
+            .raft
+            .pre_vote(votes::asked(vote))
+            .await
+            .map_err(|_| stopped())?;
         Ok(self.answer(from, message::encode_voted(&voted)))
     }
 
