@@ -22,7 +22,8 @@ pub const ROOTS: usize = 4;
 /// Certificates between leaf and root: the cross-certificates of the rotations that a node missed.
 pub(crate) const INTERMEDIATES: usize = limits::FORMER_ROOTS;
 /// Path length of a cross-certificate (RFC 5280 §4.2.1.9): below it, those of the rotations that came after its own.
-pub(crate) const CROSS_LEVELS: u8 = INTERMEDIATES as u8 - 1;
+pub(crate) const CROSS_LEVELS: u8 = 3;
+const _: () = assert!(CROSS_LEVELS as usize + 1 == INTERMEDIATES);
 
 /// A root certificate that fits the profile: self-signed, of one cluster, for signing certificates.
 #[derive(Clone)]
