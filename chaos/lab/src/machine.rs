@@ -191,8 +191,9 @@ pub fn send(pid: u32, signal: Signal) {
 /// The supervisors of the tasks below a folder: they outlive their launcher on purpose, and hold the folder open.
 pub fn supervisors(folder: &Path) -> Vec<u32> {
     let holds = |pid: &u32| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        if name.trim() != "bulkhead-superv" {
+        // By its first word: it is executed from memory, and newer kernels (since 6.14) name it after that.
+        let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if words.split(|byte| *byte == 0).next() != Some(b"bulkhead-supervisor") {
             return false;
         }
         let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else {

@@ -71,8 +71,16 @@ fn what_a_killed_driver_leaves_is_cleaned_up() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
+    let scenario = folder.path().join("scenario.yml");
+    std::fs::write(
+        &scenario,
+        "name: killed\nlength: 5m\ncluster: {managers: 3, workers: 1}\n\
+         services: [{name: web, image: probe, replicas: 2}]\n\
+         faults: [{at: 1s, fault: pause, target: worker-1, for: 4m}]\n",
+    )
+    .expect("written");
     let mut driver = Killed(
-        campaign(folder.path(), "live --nodes 3+2 --minutes 5 --plan leader")
+        campaign(folder.path(), &format!("run {}", scenario.display()))
             .stdout(Stdio::null())
             .spawn()
             .expect("it starts"),
@@ -89,9 +97,18 @@ fn what_a_killed_driver_leaves_is_cleaned_up() {
             .filter(|pid| of_it(pid))
             .count()
     };
-    eventually("three managers run", || match managers() {
-        3 => Ok(()),
-        count => Err(format!("{count} do")),
+    // What stands still hears nobody who asks it to end.
+    let stands = |pid: &u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.contains("State:\tT")
+    };
+    let mut tasks = Vec::new();
+    eventually("two tasks stand still", || {
+        tasks = bulkhead_lab::supervisors(folder.path());
+        match (tasks.len(), tasks.iter().all(stands)) {
+            (2, true) => Ok(()),
+            _ => Err(format!("{tasks:?}")),
+        }
     });
     driver.0.kill().expect("it runs");
     driver.0.wait().expect("it ended");
@@ -101,9 +118,14 @@ fn what_a_killed_driver_leaves_is_cleaned_up() {
         cleaned.contains("taken back") && cleaned.contains("1 journals done"),
         "{cleaned}"
     );
-    eventually("nothing runs", || match managers() {
-        0 => Ok(()),
-        count => Err(format!("{count} do")),
+    eventually("nothing runs", || {
+        let tasks = tasks
+            .iter()
+            .filter(|pid| bulkhead_lab::system::started(**pid).is_some());
+        match (managers(), tasks.count()) {
+            (0, 0) => Ok(()),
+            left => Err(format!("{left:?} do")),
+        }
     });
     assert_eq!(
         bulkhead_lab::claims_of(folder.path()),
