@@ -138,8 +138,11 @@ pub const TICKET_USES_MAX: u32 = 1_000;
 /// Nodes that wait for approval with one ticket, and rejected keys that it remembers. Each is about 1 KiB of the ticket.
 pub const TICKET_WAITING: usize = 64;
 
-/// A follower calls an election after a random time in this range, in milliseconds, without a sign of the leader.
-pub const ELECTION_MS: std::ops::Range<u64> = 150..300;
+/// A follower calls an election after a random time in this range, in milliseconds, once it is as long as the range's end that a
+/// leader gave a sign: before that it votes for nobody else. So an election begins 350 to 450 ms after the last sign, which
+/// is seven signs that did not come. Halving it takes a manager that stalls on its disk or processor for lost; doubling it
+/// doubles how long nobody leads after a crash.
+pub const ELECTION_MS: std::ops::Range<u64> = 125..225;
 /// A leader's sign of life. Halving it doubles idle traffic; doubling it leaves an election two lost packets away.
 pub const HEARTBEAT: Duration = Duration::from_millis(50);
 /// Every manager asks the leader for a read index this often.
