@@ -131,6 +131,11 @@ fn campaign(mut options: Options, work: &Work) -> anyhow::Result<Campaign> {
             } = &mut options.ground
             {
                 (*managers, *workers) = scenario.nodes;
+                let named = |role: &str, count: u8| -> Vec<String> {
+                    (1..=count).map(|number| format!("{role}-{number}")).collect()
+                };
+                let nodes = [named("manager", *managers), named("worker", *workers)].concat();
+                live::must_be_there(&scenario.strikes, &nodes).with_context(|| path.display().to_string())?;
                 let fills = scenario
                     .strikes
                     .iter()

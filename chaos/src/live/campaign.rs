@@ -15,7 +15,7 @@ use bulkhead_lab::scan::{Needles, files_below};
 use bulkhead_lab::{claims_of, nodes, status, system};
 use bulkhead_proto::wire::{
     CreateSecretRequest, CreateServiceRequest, Kind, ListRequest, NodeStatus, PublishedPort, RemoveRequest,
-    Resources, Role, SecretReference, ServiceSpec,
+    Resources, Role, SecretReference, ServiceSpec, TaskSummary,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::{Cluster, Ground, Node};
 use super::driver::Driver;
-use super::fault::Strike;
+use super::fault::{Strike, must_be_there};
 use super::journal::{Journal, PREFIX};
 use super::judge::{End, gaps, judge, unexpected};
 use super::load::{self, Client, IMAGE};
@@ -136,6 +136,9 @@ pub async fn run(
     switch: Option<Switch>,
     say: &mut (dyn FnMut(String) + Send),
 ) -> anyhow::Result<Verdict> {
+    // Known before the run, whose result would be lost.
+    std::fs::create_dir_all(&campaign.report)
+        .with_context(|| format!("no report can be written into {}", campaign.report.display()))?;
     let own = switch.as_ref().map(Switch::own_address);
     let mut journal = Journal::begin(&campaign.state)?;
     let below = tempfile::Builder::new()
@@ -223,6 +226,8 @@ async fn work(
     say("the cluster comes up".to_owned());
     let mut cluster = Cluster::at(&campaign.ground, switch, below, journal).await?;
     must_be_lab(&mut cluster.client()?).await?;
+    let nodes: Vec<String> = cluster.nodes().iter().map(|it| it.name.clone()).collect();
+    must_be_there(&campaign.strikes, &nodes)?;
     stop.up.store(true, Ordering::Relaxed);
     let record = Arc::new(Record::begin());
     let mut made = Made::default();
@@ -421,18 +426,25 @@ async fn prepare(
     let (end, wanted) = (Instant::now() + PREPARES, campaign.replicas());
     loop {
         let names: Vec<String> = campaign.services.iter().map(|it| it.name.clone()).collect();
-        let running = watch::running(&mut control, &names)
-            .await
-            .unwrap_or_default()
-            .len();
+        let tasks = watch::tasks_of(&mut control, &names).await.unwrap_or_default();
+        let running = tasks.iter().filter(|it| watch::runs(it)).count();
         if running >= wanted {
             return Ok(needles);
         }
         anyhow::ensure!(!stop.is_asked(), INTERRUPTED);
         if Instant::now() > end {
+            let status = |it: &TaskSummary| it.task.as_ref()?.status.clone();
+            let mut why: Vec<String> = tasks.iter().filter_map(status).map(|it| it.message).collect();
+            why.retain(|it| !it.is_empty());
+            why.sort();
+            why.dedup();
             bail!(
-                "{running} of {wanted} tasks run after {} s: `bulkhead service ps` on such a cluster says why",
-                PREPARES.as_secs()
+                "{running} of {wanted} tasks run after {} s: {}",
+                PREPARES.as_secs(),
+                match why.is_empty() {
+                    true => "the cluster does not say why".to_owned(),
+                    false => why.join("; "),
+                }
             );
         }
         sleep(PAUSE).await;

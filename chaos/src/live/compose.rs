@@ -86,7 +86,7 @@ impl Compose {
     ) -> anyhow::Result<Self> {
         anyhow::ensure!(
             file.is_file(),
-            "{} is not there: name the compose file with --file",
+            "{} is not there: name the compose file, which is chaos/compose/docker-compose.yml in the source",
             file.display()
         );
         let name = match project {

@@ -139,6 +139,7 @@ impl<'a> Driver<'a> {
         loop {
             let now = Instant::now();
             if stop.is_asked() {
+                say("interrupted: everything is being taken back, which takes some seconds".to_owned());
                 return Ok(());
             }
             if now >= start + length && left.peek().is_none() && self.under.is_empty() {

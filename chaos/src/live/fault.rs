@@ -193,6 +193,27 @@ pub enum Target {
     Node(String),
 }
 
+/// The words for each of them.
+pub(super) const TARGETS: &str = "leader, follower, manager, worker, all-managers, or a node's name";
+
+/// Refuses a strike whose target is none of these nodes.
+///
+/// # Errors
+/// Where there is one.
+pub fn must_be_there(strikes: &[Strike], nodes: &[String]) -> anyhow::Result<()> {
+    for strike in strikes {
+        if let Target::Node(name) = &strike.target {
+            anyhow::ensure!(
+                nodes.contains(name),
+                "there is no {name} for {}: a target is {TARGETS}; the nodes are {}",
+                strike.fault,
+                nodes.join(", ")
+            );
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -22,7 +22,7 @@ mod watch;
 
 pub use campaign::{Campaign, Clients, Image, Service, run};
 pub use cluster::Ground;
-pub use fault::{Fault, Strike, Target};
+pub use fault::{Fault, Strike, Target, must_be_there};
 pub use journal::{FOLDER, clean_up};
 pub use plan::Plan;
 pub use scenario::{Expect, Scenario, ScenarioError};

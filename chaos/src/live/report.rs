@@ -26,8 +26,10 @@ const TASKS: Colour = [120, 170, 120];
 const UNANSWERED: Colour = [190, 80, 160];
 /// A failed handshake.
 const HANDSHAKE: Colour = [110, 60, 160];
-/// The first root, the second one, and so on.
+/// The first root, the second one, and so on, in turn.
 const ROOTS: [Colour; 4] = [[90, 140, 60], [60, 90, 190], [190, 120, 40], [130, 60, 130]];
+/// Of each rule that was broken so many times are said.
+const SAID: usize = 10;
 /// Of all samples of a node the report has so many.
 const SAMPLES: usize = 200;
 /// The first part of a run in which programs grow to their size, of a hundred.
@@ -109,7 +111,7 @@ impl Document {
                 what: "faults",
                 count: struck,
                 // Some find nobody to strike, as the leader while there is none.
-                least: (campaign.strikes.len() as u64) * 7 / 10,
+                least: (campaign.strikes.len() as u64 * 7).div_ceil(10),
             },
             Covered {
                 what: "writes acknowledged",
@@ -169,9 +171,14 @@ impl Document {
             self.operations.requests,
             self.leader_changes,
         );
-        for rule in self.rules.iter().filter(|it| !it.evidence.is_empty()) {
-            // Writing to a string never fails.
-            let _written = write!(text, "\nbroken: {}: {}", rule.says, rule.evidence[0]);
+        for rule in &self.rules {
+            for evidence in rule.evidence.iter().take(SAID) {
+                // Writing to a string never fails.
+                let _written = write!(text, "\nbroken: {}: {evidence}", rule.says);
+            }
+            if rule.evidence.len() > SAID {
+                let _written = write!(text, "\nbroken: {} more times", rule.evidence.len() - SAID);
+            }
         }
         text
     }
@@ -378,10 +385,10 @@ fn picture(run: &Run, events: &[Event], requests: &[Request]) -> Timeline {
         (BROKEN, "a rule was broken"),
     ];
     let names = [
-        "root: the first one signs",
-        "root: the second one",
+        "root: the first one signs; the fifth, the ninth",
+        "root: the second one; the sixth, and so on",
         "root: the third one",
-        "root: the fourth one, and so on",
+        "root: the fourth one",
     ];
     legend.extend(ROOTS.into_iter().zip(names));
     Timeline {

@@ -10,7 +10,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::campaign::{Image, Service};
-use super::fault::{Fault, Strike, Target};
+use super::fault::{Fault, Strike, TARGETS, Target};
 
 /// Bytes of a scenario's file.
 const FILE_BYTES: u64 = 1 << 20;
@@ -326,11 +326,8 @@ fn mistakes(file: &File) -> Vec<String> {
                 one.name
             ));
         }
-        if one.replicas > REPLICAS {
-            all.push(format!(
-                "services: {} has more than {REPLICAS} replicas",
-                one.name
-            ));
+        if one.replicas == 0 || one.replicas > REPLICAS {
+            all.push(format!("services: {} has 1 to {REPLICAS} replicas", one.name));
         }
         if one.environment.iter().any(|it| !it.contains('=')) {
             all.push(format!(
@@ -347,8 +344,12 @@ fn mistakes(file: &File) -> Vec<String> {
             (None, Some(every)) if every.0 < Duration::from_millis(100) => wrong("`every` is 100ms at least"),
             _ => {}
         }
-        if one.from.is_some() && one.every.is_none() {
-            wrong("`from` goes with `every`");
+        match (one.from, one.every) {
+            (Some(_), None) => wrong("`from` goes with `every`"),
+            (from, Some(every)) if from.unwrap_or(every).0 >= length => {
+                wrong("the first one comes after the end")
+            }
+            _ => {}
         }
         if one.probability.is_some_and(|it| !(it > 0.0 && it <= 1.0)) {
             wrong("a probability is above 0, and at most 1");
@@ -362,7 +363,7 @@ fn mistakes(file: &File) -> Vec<String> {
         match (&one.target, one.fault.is_of_all()) {
             (Some(_), true) => wrong("it is of the whole cluster, so it has no target"),
             (None, false) => {
-                wrong("it has a target: leader, follower, manager, worker, all-managers, or a node's name")
+                wrong(&format!("it has a target: {TARGETS}"));
             }
             (Some(Target::Worker), false) if !one.fault.is_for_workers() => wrong("it is for managers"),
             (Some(Target::Leader | Target::Follower | Target::Manager | Target::AllManagers), false)
@@ -470,7 +471,7 @@ expect: {answered: 99.5%, recovery: 2s, restarts: 0}
 name: wrong
 length: 0s
 cluster: {managers: 10, workers: 1}
-services: [{name: chaos-x, image: probe}, {name: a, image: probe, publish: 80}, {name: a, image: probe, publish: 80}]
+services: [{name: chaos-x, image: probe}, {name: a, image: probe, publish: 80}, {name: a, image: probe, publish: 80}, {name: b, image: probe, replicas: 0}]
 faults:
   - {fault: kill, target: leader, for: 1s}
   - {at: 1s, fault: drain, target: leader, for: 1s}
@@ -478,6 +479,7 @@ faults:
   - {at: 1s, fault: rotate-root, for: 1s}
   - {at: 1s, fault: ring, target: leader, for: 1s}
   - {at: 1s, fault: pause, target: leader}
+  - {every: 1s, from: 20s, fault: pause, target: leader, for: 1s}
 ",
         );
         let text = error.expect_err("wrong").to_string();
@@ -493,6 +495,8 @@ faults:
             "so it has no `for`",
             "so it has no target",
             "it lasts `for`",
+            "the first one comes after the end",
+            "b has 1 to 1000 replicas",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }

@@ -111,6 +111,19 @@ fn issuer(seen: &Seen) -> Option<&str> {
 
 /// The tasks that run, of services with these names.
 pub(super) async fn running(control: &mut Control, services: &[String]) -> Option<Vec<TaskSummary>> {
+    let mut all = tasks_of(control, services).await?;
+    all.retain(runs);
+    Some(all)
+}
+
+/// Whether a task runs.
+pub(super) fn runs(task: &TaskSummary) -> bool {
+    let status = task.task.as_ref().and_then(|task| task.status.as_ref());
+    status.is_some_and(|it| it.state() == TaskState::Running)
+}
+
+/// All tasks of these services; nothing: no answer.
+pub(super) async fn tasks_of(control: &mut Control, services: &[String]) -> Option<Vec<TaskSummary>> {
     let mut all = Vec::new();
     for service in services {
         let request = ListTasksRequest {
@@ -120,12 +133,6 @@ pub(super) async fn running(control: &mut Control, services: &[String]) -> Optio
         let answer = timeout(CALL, control.list_tasks(request)).await.ok()?.ok()?;
         all.extend(answer.into_inner().tasks);
     }
-    all.retain(|it| {
-        it.task
-            .as_ref()
-            .and_then(|task| task.status.as_ref())
-            .is_some_and(|it| it.state() == TaskState::Running)
-    });
     Some(all)
 }
 

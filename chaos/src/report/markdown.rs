@@ -83,6 +83,9 @@ pub(crate) fn says(verdict: Verdict) -> &'static str {
     }
 }
 
+/// So many pieces of evidence of a rule are on the page; the JSON has all.
+const EVIDENCE: usize = 20;
+
 /// The table of rules.
 pub(crate) fn rules(page: &mut String, rules: &[Judged]) -> std::fmt::Result {
     writeln!(page, "| rule | held | evidence |\n|---|---|---|")?;
@@ -92,12 +95,11 @@ pub(crate) fn rules(page: &mut String, rules: &[Judged]) -> std::fmt::Result {
             Held::Fail => "**no**",
             Held::Unknown => "not put to the test",
         };
-        let more = match rule.evidence.len() {
-            0 => String::new(),
-            1 => rule.evidence[0].clone(),
-            more => format!("{} (and {} more)", rule.evidence[0], more - 1),
-        };
-        writeln!(page, "| {} | {held} | {} |", rule.says, more.replace('|', "\\|"))?;
+        let mut said = rule.evidence[..rule.evidence.len().min(EVIDENCE)].join("<br>");
+        if rule.evidence.len() > EVIDENCE {
+            write!(said, "<br>and {} more", rule.evidence.len() - EVIDENCE)?;
+        }
+        writeln!(page, "| {} | {held} | {} |", rule.says, said.replace('|', "\\|"))?;
     }
     Ok(())
 }

@@ -99,7 +99,9 @@ impl Timeline {
         for second in (0..=seconds).filter(|second| second % (1 + seconds / 12) == 0) {
             let at = x(second * 1_000_000);
             picture.fill((at, TOP), (1, count * LANE), GRID);
-            picture.words((at + 2, TOP - LETTER.1 - 2), &format!("{second} s"), INK);
+            let label = format!("{second} s");
+            let wide = u32::try_from(label.len()).unwrap_or(0) * LETTER.0;
+            picture.words(((at + 2).min(WIDTH - wide), TOP - LETTER.1 - 2), &label, INK);
         }
         for shade in &self.shades {
             let from = x(shade.from_us);
@@ -117,7 +119,12 @@ impl Timeline {
                 }
             }
             for (moment, words) in &lane.words {
-                picture.words((x(*moment) + 2, top), words, INK);
+                let wide = u32::try_from(words.len()).unwrap_or(0) * LETTER.0;
+                picture.words(
+                    ((x(*moment) + 2).min(WIDTH.saturating_sub(wide)), top),
+                    words,
+                    INK,
+                );
             }
             for (moment, colour) in &lane.marks {
                 picture.fill((x(*moment).saturating_sub(1), y(at)), (3, LANE), *colour);
