@@ -251,6 +251,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_target_that_is_no_node_is_refused() {
+        let strike = |target| Strike {
+            at: std::time::Duration::ZERO,
+            fault: Fault::Kill,
+            target,
+            lasts: std::time::Duration::ZERO,
+        };
+        let nodes = ["manager-1", "worker-1"].map(str::to_owned);
+        for target in [Target::Leader, Target::Worker, Target::Node("worker-1".into())] {
+            must_be_there(&[strike(target)], &nodes).expect("there is one");
+        }
+        let error = must_be_there(&[strike(Target::Node("boss".into()))], &nodes).expect_err("no such node");
+        let text = error.to_string();
+        for part in ["there is no boss", "leader, follower", "manager-1, worker-1"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
     fn a_fault_has_the_name_that_scenarios_write() {
         for fault in Fault::ALL {
             let text = serde_json::to_string(fault).expect("plain");
