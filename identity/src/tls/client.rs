@@ -150,18 +150,12 @@ pub(crate) async fn fetch_roots_over(
         .take(ROOTS)
         .find(|root| ticket.names_root(root));
     // Nothing proves the answer; it only chooses between two ways to say no.
-    let named = named.ok_or_else(|| {
-        match answer
-            .former
-            .iter()
-            .take(FORMER_ROOTS)
-            .any(|root| ticket.names_root(root))
-        {
-            true => DialError::FormerRoot {
-                address: address.to_owned(),
-            },
-            false => wrong(),
-        }
+    let mut former = answer.former.iter().take(FORMER_ROOTS);
+    let named = named.ok_or_else(|| match former.any(|root| ticket.names_root(root)) {
+        true => DialError::FormerRoot {
+            address: address.to_owned(),
+        },
+        false => wrong(),
     })?;
     // Who made the ticket made this root: that it is no root at all means a broken ticket, not a broken answer.
     let bundle = Bundle::from_ders(vec![named]).map_err(|_| wrong())?;

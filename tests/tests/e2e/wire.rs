@@ -106,7 +106,7 @@ fn openssl_sees_tls_1_3_and_the_profile(lab: &Lab) {
         "{}",
         seen.out
     );
-    x509(&root).says("CA:TRUE, pathlen:1").says("Certificate Sign");
+    x509(&root).says("CA:TRUE, pathlen:4").says("Certificate Sign");
     let verify = ["verify", "-CAfile", &root, "-purpose", "sslserver", &leaf];
     Answer::of(Command::new("openssl").args(verify), b"")
         .says("OK")
