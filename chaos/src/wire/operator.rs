@@ -617,7 +617,15 @@ impl Client {
             labels: vec![value(to)],
             ..spec
         };
-        let called = now_us();
+        let sent = Operation {
+            called: now_us(),
+            returned: u64::MAX,
+            action: Action::Swap { from: Some(from), to },
+            told: Told::Unknown,
+            index: None,
+        };
+        let record = self.course.record.clone();
+        let number = record.operation(register, sent);
         let (told, index) = match self.update(spec, version).await {
             Outcome::Done(index, only) => {
                 self.course.record.count(|counts| counts.swaps += 1);
@@ -625,19 +633,16 @@ impl Client {
                 (Told::Done, only.then_some(index))
             }
             // A version can be old without the value being another one: it says nothing about the value.
-            Outcome::Refused => return,
+            Outcome::Refused => return record.heard(register, number, None),
             Outcome::Unknown => (Told::Unknown, None),
         };
-        self.course.record.operation(
-            register,
-            Operation {
-                called,
-                returned: now_us(),
-                action: Action::Swap { from: Some(from), to },
-                told,
-                index,
-            },
-        );
+        let heard = Operation {
+            returned: now_us(),
+            told,
+            index,
+            ..sent
+        };
+        record.heard(register, number, Some(heard));
     }
 
     /// How what runs differs from what was asked for.

@@ -33,7 +33,7 @@ struct Inner {
     created: BTreeMap<String, bool>,
     /// The index of the newest acknowledged write.
     newest: u64,
-    histories: BTreeMap<usize, Vec<Operation>>,
+    histories: BTreeMap<usize, Vec<Option<Operation>>>,
     /// How often the guest was served before it was revoked, and refused after.
     guest: (u64, u64),
 }
@@ -138,14 +138,22 @@ impl Record {
         count(&mut self.0.borrow_mut().guest);
     }
 
-    /// A client did something with a register.
-    pub(super) fn operation(&self, register: usize, operation: Operation) {
-        self.0
-            .borrow_mut()
-            .histories
-            .entry(register)
-            .or_default()
-            .push(operation);
+    /// A client did something with a register, or sends it now: until [`Record::heard`] says what came of it, or where its
+    /// client is stopped before, its outcome is unknown. Its number.
+    pub(super) fn operation(&self, register: usize, operation: Operation) -> usize {
+        let mut inner = self.0.borrow_mut();
+        let history = inner.histories.entry(register).or_default();
+        history.push(Some(operation));
+        history.len() - 1
+    }
+
+    /// What came of an operation that was sent; nothing where it was surely not done.
+    pub(super) fn heard(&self, register: usize, number: usize, operation: Option<Operation>) {
+        let mut inner = self.0.borrow_mut();
+        let history = inner.histories.entry(register).or_default();
+        if let Some(sent) = history.get_mut(number) {
+            *sent = operation;
+        }
     }
 
     /// Whether these secrets are all that were acknowledged, and none that was refused.
@@ -170,6 +178,7 @@ impl Record {
     pub(super) fn check_registers(&self) {
         let histories = std::mem::take(&mut self.0.borrow_mut().histories);
         for history in histories.into_values() {
+            let history: Vec<Operation> = history.into_iter().flatten().collect();
             match linearize::check(&history, BUDGET) {
                 Verdict::Linearizable => self.count(|counts| counts.checked += history.len() as u64),
                 Verdict::Broken(number) => self.violation(
