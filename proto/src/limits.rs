@@ -159,8 +159,8 @@ pub const WORKER_HEARTBEAT: Duration = Duration::from_millis(500);
 pub const LIVENESS_EXTENSION: Duration = Duration::from_secs(2);
 /// How long a worker may take to be back with a manager where none could serve it for a while. It tries each in turn and
 /// waits at most [`WORKER_RETRY`] between two rounds; a manager that is not there costs one try up to 5 s. One whose
-/// certificate ended, or is of a former root, asks to be taken back after 5 s, again 5 s later where no
-/// manager could decide, and 20 s later where one refused.
+/// certificate ended, or is of a former root, asks to be taken back after 5 s, again 5 s later where no manager could decide,
+/// and 20 s later where one refused.
 pub const WORKER_RETURN: Duration = Duration::from_secs(30);
 /// The longest wait of a worker between two rounds of trying every manager.
 pub const WORKER_RETRY: Duration = Duration::from_secs(5);

@@ -7,7 +7,6 @@ use bulkhead_identity::comeback::come_back;
 use bulkhead_identity::follow::{self, Due};
 use bulkhead_identity::seam::Entropy;
 use bulkhead_identity::tls::Expect;
-use bulkhead_proto::limits::WORKER_RETRY;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -16,7 +15,7 @@ use crate::session::{Connected, Trust, chain};
 
 /// A node without a session for this long asks the managers whether its certificate is the reason.
 const ALONE: Duration = Duration::from_secs(5);
-/// And asks again at most this often, once one has decided; where none could, as often as it tries for a session.
+/// And asks again at most this often, once one has decided; where none could, as soon as it was alone for so long again.
 const AGAIN: Duration = Duration::from_secs(15);
 /// Between attempts to keep the cluster's roots: a rotation waits for this node.
 const RETRY: Duration = Duration::from_secs(2);
@@ -28,16 +27,14 @@ pub(crate) async fn run(
     mut connected: watch::Receiver<Option<Connected>>,
     entropy: &dyn Entropy,
 ) {
-    let (mut next, mut patience) = (Instant::now(), ALONE);
+    let mut next = Instant::now();
     let mut unkept = false;
     loop {
         let alone = async {
             sleep_until(next).await;
             // Gone is the session's sender only when this program ends.
             let _ = connected.wait_for(Option::is_none).await;
-            timeout(patience, connected.wait_for(Option::is_some))
-                .await
-                .is_err()
+            timeout(ALONE, connected.wait_for(Option::is_some)).await.is_err()
         };
         // Cancel-safe: all only say that it is time to look.
         let alone = tokio::select! {
@@ -52,9 +49,9 @@ pub(crate) async fn run(
             alone = alone => alone,
         };
         if alone {
-            (next, patience) = match come_back_by_key(keep, entropy).await {
-                Asked::Decided => (Instant::now() + AGAIN, ALONE),
-                Asked::Undecided => (Instant::now(), WORKER_RETRY),
+            next = match come_back_by_key(keep, entropy).await {
+                Asked::Decided => Instant::now() + AGAIN,
+                Asked::Undecided => Instant::now(),
             };
             continue;
         }

@@ -213,9 +213,12 @@ pub fn plan(state: &State, signer: Signer, now_ms: i64) -> Option<(Precondition,
 fn next(state: &State, cluster: &Cluster, signer: Signer, now_ms: i64) -> Option<(Cluster, &'static str)> {
     let Some(rotation) = &cluster.rotation else {
         // Who was away longer than this joins again with a ticket.
+        if cluster.former.iter().all(|former| former.until > now_ms) {
+            return None;
+        }
         let mut new = cluster.clone();
         new.former.retain(|former| former.until > now_ms);
-        return (new.former.len() < cluster.former.len()).then_some((new, "a former root is forgotten"));
+        return Some((new, "a former root is forgotten"));
     };
     let nodes: Vec<RotationNode> = nodes(state, cluster).collect();
     let waits = nodes.iter().any(|node| node.waited_for && !node.lags.is_empty());
