@@ -16,7 +16,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
 use super::assignments::{self, Told, Update};
@@ -36,6 +36,10 @@ const HELLO: Duration = Duration::from_secs(5);
 const SEND: Duration = Duration::from_secs(5);
 /// A sign of this manager's freshness. A worker leaves after three that do not come.
 const BEAT: Duration = Duration::from_millis(500);
+/// A worker that says nothing for this long is not heard: three signs of life. The worker may hear this manager all the
+/// same, and would stay with it; sooner than [`limits::WORKER_LIVENESS`], so that it can be heard elsewhere before it
+/// counts as down.
+const SILENCE: Duration = Duration::from_millis(1_500);
 /// Between attempts to keep what a worker says of itself.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Batches of reports of one worker on their way to the log. More hold back the reading of its stream.
@@ -50,6 +54,8 @@ enum End {
     Gone,
     /// The worker opened another one.
     Replaced,
+    /// Nothing was heard of the worker.
+    Silent,
     /// The worker is told why.
     Refused(Status),
 }
@@ -104,6 +110,19 @@ pub(super) async fn carry(
             );
             let _ = out.try_send(Err(status)); // the end of the stream says it, too
         }
+        Err(End::Silent) => {
+            tracing::warn!(node = %node, "session ended: nothing was heard of the worker");
+            let status = refuse(
+                Code::Unreachable,
+                tonic::Code::Unavailable,
+                format!(
+                    "this manager heard nothing of this worker for {} ms",
+                    SILENCE.as_millis()
+                ),
+                "the worker tries another manager; if that repeats, see whether the network loses what workers send",
+            );
+            let _ = out.try_send(Err(status));
+        }
         Err(End::Refused(status)) => {
             tracing::warn!(target: "audit", node = %node, reason = status.message(), "session refused");
             // A replica that cannot tell now refuses nobody for good.
@@ -144,6 +163,7 @@ impl Session {
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due = true;
+        let mut heard = Instant::now();
         loop {
             if due {
                 due = !self.assign().await?;
@@ -166,12 +186,18 @@ impl Session {
                 () = wake.notified() => due = true,
                 Some(message) = aside.recv() => self.send(message).await?,
                 Some(committed) = acks.next() => match committed {
-                    Some(sequence) => self.send(Down::StatusAck(StatusAck { sequence })).await?,
+                    Some(sequence) => {
+                        if acks.len() + 1 == BATCHES {
+                            heard = Instant::now(); // it was this side that did not listen
+                        }
+                        self.send(Down::StatusAck(StatusAck { sequence })).await?;
+                    }
                     None => return Err(End::Refused(crate::authz::stale())),
                 },
                 Some(_) = jobs.join_next() => {}
                 message = up.message(), if acks.len() < BATCHES => {
                     let message = message.map_err(|_| End::Gone)?.ok_or(End::Gone)?;
+                    heard = Instant::now();
                     self.alive();
                     match message.message {
                         Some(Up::Alive(alive)) => self.clock_says(alive.now),
@@ -189,6 +215,7 @@ impl Session {
                         None => return Err(unfitting("a message of a kind unknown here")),
                     }
                 }
+                () = sleep_until(heard + SILENCE), if acks.len() < BATCHES => return Err(End::Silent),
             }
         }
     }

@@ -14,9 +14,9 @@ use bulkhead_proto::wire::{
     AssignedSecret, Assignments, Change, Cluster, DesiredState, EnrolRequest, GetRootRequest, Image,
     ImageLayer, ListRequest, LogRequest, Node, Object, RaftMessage, ReadIndexRequest, RenewRequest,
     ReturnRequest, Role as WireRole, Secret, SecretReference, Service, ServiceSpec, ServiceVersion,
-    SessionHello, StatusBatch, Task, TaskObserved, TaskReport, TaskState, TaskStatus, Transaction,
-    WithdrawRequest, change::Change as Step, object::Object as Any, session_down::Message as Down,
-    session_up::Message as Up,
+    SessionHello, SignOfLife, StatusBatch, Task, TaskObserved, TaskReport, TaskState, TaskStatus,
+    Transaction, WithdrawRequest, change::Change as Step, object::Object as Any,
+    session_down::Message as Down, session_up::Message as Up,
 };
 use bulkhead_proto::wire::{Kind, SessionDown};
 use bulkhead_proto::{CODE_KEY, Digest, NodeId, Role, TaskId};
@@ -24,6 +24,7 @@ use bulkhead_raft::state::{Key, State};
 use futures::StreamExt as _;
 use prost::Message as _;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tonic::Streaming;
 
 use super::assignments::{Told, needs_blob, plan};
@@ -351,10 +352,11 @@ async fn a_newer_session_of_a_worker_replaces_the_old_and_outlives_it() {
     assert!(!sessions.has(NODE));
 }
 
-/// A worker's end of a session.
+/// A worker's end of a session, with its signs of life.
 struct Worker {
     up: mpsc::Sender<SessionUp>,
     down: Streaming<SessionDown>,
+    alive: JoinHandle<()>,
 }
 
 impl Worker {
@@ -368,7 +370,18 @@ impl Worker {
             .await
             .expect("a session")
             .into_inner();
-        Self { up, down }
+        let signs = up.clone();
+        let alive = tokio::spawn(async move {
+            let mut ticks = interval(limits::WORKER_HEARTBEAT);
+            loop {
+                ticks.tick().await;
+                let sign = Up::Alive(SignOfLife::default());
+                if signs.send(message(sign)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { up, down, alive }
     }
 
     async fn next(&mut self) -> Result<Option<Down>, Status> {
@@ -788,6 +801,23 @@ async fn a_session_ends_with_the_certificate_that_began_it() {
     assert_eq!(
         (end.code(), code(&end)),
         (tonic::Code::PermissionDenied, "BH-E0047")
+    );
+}
+
+/// Where the network loses what a worker sends, the worker hears its manager all the same, and would stay for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_when_nothing_is_heard_of_its_worker() {
+    let manager = Manager::start().await;
+    let identity = manager.admitted(Role::Worker, "worker-1").await;
+    let mut worker = Worker::begin(&manager, &identity).await;
+    worker.assignments().await;
+    worker.alive.abort();
+    let end = timeout(Duration::from_secs(30), worker.end()).await;
+    let end = end.expect("the manager ends it");
+    assert_eq!(
+        (end.code(), code(&end)),
+        (tonic::Code::Unavailable, "BH-E0042"),
+        "{end:?}"
     );
 }
 
