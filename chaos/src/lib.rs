@@ -5,6 +5,7 @@
 
 pub mod check;
 mod command;
+pub mod flood_command;
 pub mod live;
 pub mod live_command;
 pub mod partitions_command;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use bulkhead_chaos::flood_command;
 use bulkhead_chaos::live::{self, Ground, Plan};
 use bulkhead_chaos::live_command::{self, Options, Work};
 use bulkhead_chaos::partitions_command;
@@ -37,6 +38,16 @@ enum Command {
         /// Runs at once; the number of processors unless given.
         #[arg(long, value_name = "N")]
         jobs: Option<usize>,
+    },
+    /// Three managers in this process, on real time, that are written to as fast as the processors let them: consensus,
+    /// snapshots and purges compete for minutes. Exit code 1 if the leader changed or a rule broke.
+    Flood {
+        /// For so long.
+        #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = minutes)]
+        minutes: f64,
+        /// Entries between two snapshots of a member; managers make one after 5,000.
+        #[arg(long, value_name = "N", default_value_t = 50_000, value_parser = clap::value_parser!(u64).range(100..=10_000_000))]
+        snapshot_every: u64,
     },
     /// A cluster of real programs on this machine, each node in a network namespace of its own; or one that was made with
     /// --lab, by its context. Needs root, `ip` and `nft`.
@@ -220,6 +231,10 @@ fn main() -> ExitCode {
         Command::Partitions { seeds, jobs } => {
             partitions_command::run(seeds, jobs, &mut std::io::stdout().lock())
         }
+        Command::Flood {
+            minutes,
+            snapshot_every,
+        } => flood_command::run(minutes, snapshot_every, &mut std::io::stdout().lock()),
         Command::Live(live) => break_live(live),
         Command::Compose(compose) => break_compose(compose),
         Command::Run(scenario) => run_scenario(scenario),

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use crate::report::Verdict;
+use crate::report::{Verdict, rank};
 use crate::sim::Shape;
 use crate::sim::partition::{self, Course};
 use crate::sim::sweep::sweep;
@@ -52,8 +52,10 @@ pub fn run(seeds: u64, jobs: Option<usize>, out: &mut impl Write) -> anyhow::Res
 
 /// The time that so many in a hundred do not exceed, in milliseconds.
 fn at(sorted: &[(u64, Course)], percent: usize) -> String {
-    let place = (sorted.len() * percent).div_ceil(100).max(1) - 1;
-    match sorted.get(place).and_then(|(_, course)| course.first_write) {
+    match sorted
+        .get(rank(sorted.len(), percent))
+        .and_then(|(_, course)| course.first_write)
+    {
         Some(time) => time.as_millis().to_string(),
         None => "never".to_owned(),
     }

@@ -316,6 +316,11 @@ fn judge(rule: Rule, counts: &Counts, broken: &[(u64, Violation)]) -> Judged {
     Judged::new(rule, tried, evidence)
 }
 
+/// Where in sorted figures the smallest one is that so many in a hundred do not exceed.
+pub(crate) fn rank(count: usize, percent: usize) -> usize {
+    (count * percent).div_ceil(100).max(1) - 1
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The objects that conditional writes contend for.
 const REGISTERS: u64 = 2;
 
-fn id(client: u64, number: u64) -> Id {
+pub(super) fn id(client: u64, number: u64) -> Id {
     let mut id = [0; 16];
     id[..8].copy_from_slice(&client.to_be_bytes());
     id[8..].copy_from_slice(&number.to_be_bytes());
@@ -36,19 +36,22 @@ fn register(number: u64) -> Id {
     id(u64::MAX, number)
 }
 
-fn secret(id: Id, size: u32) -> Object {
-    let name = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    Object {
-        object: Some(Any::Secret(Secret {
-            id: id.to_vec(),
-            name,
-            size,
-            ..Default::default()
-        })),
+pub(super) fn secret(id: Id, size: u32) -> Secret {
+    Secret {
+        id: id.to_vec(),
+        name: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        size,
+        ..Default::default()
     }
 }
 
-fn transaction(request: Id, preconditions: Vec<Precondition>, step: Step) -> Bytes {
+pub(super) fn object(secret: Secret) -> Object {
+    Object {
+        object: Some(Any::Secret(secret)),
+    }
+}
+
+pub(super) fn transaction(request: Id, preconditions: Vec<Precondition>, step: Step) -> Bytes {
     let transaction = Transaction {
         level: 1,
         request_id: request.to_vec(),
@@ -60,7 +63,7 @@ fn transaction(request: Id, preconditions: Vec<Precondition>, step: Step) -> Byt
 }
 
 /// The version of a register, and its value.
-fn register_of(state: &State, id: Id) -> Option<(u64, u64)> {
+pub(super) fn register_of(state: &State, id: Id) -> Option<(u64, u64)> {
     match state.get(Key::new(Kind::Secret, id))?.object.as_ref()? {
         Any::Secret(secret) => Some((secret.meta.as_ref()?.version, secret.size.into())),
         _ => None,
@@ -136,7 +139,7 @@ impl Client {
     pub(super) async fn write(&mut self, replica: &Replica) -> Option<u64> {
         self.written += 1;
         let id = id(self.number, self.written);
-        let bytes = transaction(id, Vec::new(), Step::Create(secret(id, 0)));
+        let bytes = transaction(id, Vec::new(), Step::Create(object(secret(id, 0))));
         let mut asked = self.propose(replica, bytes.clone()).await;
         // As a client whose answer was lost: the same request again, which must not count twice.
         let again = self.dice.percent(5);
@@ -179,13 +182,20 @@ impl Client {
         let value = self.value();
         let seen = register_of(&replica.state(), register);
         let bytes = match seen {
-            None => transaction(request, Vec::new(), Step::Create(secret(register, value))),
+            None => transaction(request, Vec::new(), Step::Create(object(secret(register, value)))),
             Some((version, _)) => {
-                let object = Some(Key::new(Kind::Secret, register).to_wire());
-                let unchanged = Precondition {
-                    precondition: Some(Condition::VersionIs(VersionIs { object, version })),
+                let is = VersionIs {
+                    object: Some(Key::new(Kind::Secret, register).to_wire()),
+                    version,
                 };
-                transaction(request, vec![unchanged], Step::Replace(secret(register, value)))
+                let unchanged = Precondition {
+                    precondition: Some(Condition::VersionIs(is)),
+                };
+                transaction(
+                    request,
+                    vec![unchanged],
+                    Step::Replace(object(secret(register, value))),
+                )
             }
         };
         let action = Action::Swap {

@@ -231,7 +231,7 @@ impl Cluster {
                 ..Timing::default()
             },
             log: Options {
-                segment_bytes: 64 << 10,
+                segment_bytes: self.plan.segment_bytes,
                 flushing: Flushing::Delayed(Arc::new(move || {
                     let (delay, stall) = (flushes.micros(50, slowest), stall.clone());
                     async move {

@@ -7,6 +7,7 @@
 mod client;
 mod cluster;
 pub(crate) mod dice;
+pub mod flood;
 mod nemesis;
 mod network;
 pub mod partition;
@@ -59,6 +60,8 @@ pub struct Plan {
     pub keep: u64,
     /// The slowest flush of a disk, in microseconds.
     pub flush_micros: u64,
+    /// Bytes of a segment of the log.
+    pub segment_bytes: u64,
     /// Changes that each member keeps for watches that resume.
     pub events: usize,
     /// Whether anything goes wrong; without, it is load alone.
@@ -86,6 +89,7 @@ impl Plan {
             },
             keep: 20,
             flush_micros: if dice.percent(20) { 30_000 } else { 3_000 },
+            segment_bytes: 64 << 10,
             events: if dice.percent(50) { 8 } else { 1_000 },
             faults: true,
             without: BTreeSet::new(),

@@ -1,9 +1,10 @@
 //! Runs of many seeds, and the rules of the record itself.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::sweep::{coverage, sweep};
-use super::{Counts, Plan, Shape, partition, rotation, run};
+use super::{Counts, Plan, Shape, flood, partition, rotation, run};
 use crate::report::Covered;
 
 /// Seeds of an ordinary test run; `BULKHEAD_SEEDS=from..to` runs others.
@@ -154,4 +155,12 @@ fn a_run_of_rotations_repeats_although_its_keys_are_drawn_anew() {
         (one.digest, differs.map(|at| (&one.lines[at], &other.lines[at]))),
         (other.digest, None)
     );
+}
+
+#[test]
+fn a_cluster_stands_a_flood_of_writes_with_snapshots_and_purges() {
+    let course = flood::run(Duration::from_secs(2), 100);
+    assert_eq!(course.violations, Vec::<String>::new());
+    assert!(!course.latencies.is_empty(), "no write was acknowledged");
+    assert!(course.snapshots > 3, "{} snapshots", course.snapshots);
 }

@@ -96,7 +96,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     };
     let mut parts = arguments.only;
     if parts.is_empty() {
-        parts = Part::value_variants().to_vec();
+        parts = Part::of_the_table();
     }
     parts.sort_unstable();
     parts.dedup();

@@ -1,6 +1,7 @@
 //! The parts of the table. Each measures one thing on a cluster of its own or on the one that the parts before it left
 //! up, and answers with rows; one that fails becomes a row that says so, and the others go on.
 
+mod endure;
 mod hand_over;
 mod idle;
 mod kill;
@@ -49,6 +50,16 @@ pub(crate) enum Part {
     Log,
     /// One task's start
     Start,
+    /// Half an hour of writes at nine tenths of the most; only where it is asked for
+    Endure,
+}
+
+impl Part {
+    /// The parts of the table.
+    pub(crate) fn of_the_table() -> Vec<Self> {
+        let all = Self::value_variants().iter().copied();
+        all.filter(|part| *part != Self::Endure).collect()
+    }
 }
 
 /// What the command line says.
@@ -96,6 +107,7 @@ impl Bench {
             Part::Write => Box::pin(write::measure(self)).await,
             Part::Log => tools::log_store(self).await,
             Part::Start => tools::task_start().await,
+            Part::Endure => Box::pin(endure::measure(self)).await,
         };
         match rows {
             Ok(rows) => {

@@ -16,13 +16,13 @@ use bulkhead_lab::client::{Control, create, secret};
 use bulkhead_lab::system::{Others, cpu_of};
 use bulkhead_lab::{Lab, status};
 
-const VALUE_BYTES: usize = 1_024;
-const CONNECTIONS: usize = 16;
+pub(super) const VALUE_BYTES: usize = 1_024;
+pub(super) const CONNECTIONS: usize = 16;
 
 /// Ours is a secret of 1 KiB: sealed, proposed, on the disks of a majority, applied, answered, each call authorised, all
 /// of it over mutual TLS. No other write does more for its bytes.
 #[derive(Clone)]
-struct Secrets(Control);
+pub(super) struct Secrets(pub(super) Control);
 
 impl Send1 for Secrets {
     type Request = CreateSecretRequest;
@@ -201,7 +201,7 @@ fn next_network(subnet: &str) -> anyhow::Result<String> {
 }
 
 /// To the leader, each made.
-async fn connect(lab: &Lab, leader: usize) -> anyhow::Result<Vec<Secrets>> {
+pub(super) async fn connect(lab: &Lab, leader: usize) -> anyhow::Result<Vec<Secrets>> {
     let leader = &lab.managers[leader].address;
     let mut connections = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {
