@@ -20,8 +20,8 @@ use crate::view;
 pub struct Listing {
     replica: Replica,
     changed: watch::Sender<u64>,
-    /// The root that signs no more, as of a version of the cluster object.
-    former: Arc<Mutex<(u64, Option<Root>)>>,
+    /// The roots that sign no more, as of a version of the cluster object.
+    dropped: Arc<Mutex<(u64, Vec<Root>)>>,
 }
 
 impl Listing {
@@ -31,7 +31,7 @@ impl Listing {
         Self {
             replica,
             changed: watch::Sender::new(index),
-            former: Arc::default(),
+            dropped: Arc::default(),
         }
     }
 
@@ -68,13 +68,11 @@ impl Listing {
             return false;
         };
         let version = cluster.meta.as_ref().map_or(0, |meta| meta.version);
-        let mut known = self.former.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
         if known.0 != version {
-            let former = trust::dropped(cluster);
-            *known = (version, former.and_then(|it| Root::from_der(&it.root).ok()));
+            *known = (version, trust::dropped(cluster));
         }
-        let root = known.1.as_ref();
-        root.is_some_and(|root| trust::is_dropped(cluster, root, certificate, raft))
+        trust::is_dropped(cluster, &known.1, certificate, raft)
     }
 
     /// The reason, once `ended` gives one; it is asked again whenever a node or the cluster object changed.

@@ -82,20 +82,18 @@ pub fn formers<'a>(cluster: &'a Cluster, to: Option<&Rotation>) -> impl Iterator
     former.filter(move |it| to.is_none() || key_id(&it.root).ok() != to)
 }
 
-/// The root that was rotated away last, by which managers still meet each other.
+/// The root that was rotated away last, by which managers still meet each other. Where a rotation leads back to it, it is
+/// none: it is among those that are trusted.
 pub fn former(cluster: &Cluster) -> Option<&[u8]> {
-    let former = dropped(cluster)?;
-    (!former.cross.is_empty() && !planted(Bug::ForgetsFormerRoot)).then_some(former.root.as_slice())
+    let newest = cluster.former.first()?;
+    let away = formers(cluster, cluster.rotation.as_ref()).next() == Some(newest);
+    (away && !newest.cross.is_empty() && !planted(Bug::ForgetsFormerRoot)).then_some(newest.root.as_slice())
 }
 
-/// What is kept of the root that was rotated away last, compromised or not. One that a rotation leads back to is no such root
-/// meanwhile: it is among those that are trusted.
-pub fn dropped(cluster: &Cluster) -> Option<&FormerRoot> {
-    let former = cluster.former.first()?;
-    let id = |root: &[u8]| key_id(root).ok();
-    let is_next =
-        |rotation: &Rotation| id(&rotation.root).is_some() && id(&rotation.root) == id(&former.root);
-    (!cluster.rotation.as_ref().is_some_and(is_next)).then_some(former)
+/// The roots that were rotated away, as far as they are kept, newest first, compromised or not.
+pub fn dropped(cluster: &Cluster) -> Vec<Root> {
+    let former = formers(cluster, cluster.rotation.as_ref());
+    former.filter_map(|it| Root::from_der(&it.root).ok()).collect()
 }
 
 /// What a manager is told by the cluster object.
@@ -110,10 +108,12 @@ pub fn told<T>(cluster: &Cluster, act: impl FnOnce(&Told<'_>) -> T) -> Result<T,
     }))
 }
 
-/// Whether a certificate of `root`, which signs no more, opens nothing any more. To Raft methods one of a root that was
-/// not compromised still leads, since a manager that was off must count for the quorum before it can be taken back.
-pub fn is_dropped(cluster: &Cluster, root: &Root, certificate: &Certificate, raft: bool) -> bool {
-    root.is_issuer_of(certificate) && !(raft && former(cluster).is_some())
+/// Whether a certificate is of one of the [`dropped`] roots, and opens nothing any more. To Raft methods one of the newest, if that was not compromised, still leads: a manager that was off must count for the
+/// quorum before it can be taken back.
+pub fn is_dropped(cluster: &Cluster, dropped: &[Root], certificate: &Certificate, raft: bool) -> bool {
+    let leads = former(cluster).filter(|_| raft);
+    let issuer = dropped.iter().find(|root| root.is_issuer_of(certificate));
+    issuer.is_some_and(|root| leads != Some(root.der()))
 }
 
 /// The key id of the cluster's root under which a certificate is believed; empty where it is of none of them.

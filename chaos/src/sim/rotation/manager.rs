@@ -182,9 +182,7 @@ pub(super) fn admits(world: &World, manager: Number, node: Number) -> bool {
         record.keys.iter().any(|it| it.key_id == id.as_bytes())
     });
     let dropped = view::cluster(&state).is_none_or(|cluster| {
-        let former = trust::dropped(cluster);
-        let root = former.and_then(|it| bulkhead_identity::bundle::Root::from_der(&it.root).ok());
-        root.is_some_and(|root| trust::is_dropped(cluster, &root, &credentials.certificate, false))
+        trust::is_dropped(cluster, &trust::dropped(cluster), &credentials.certificate, false)
     });
     listed && !dropped
 }

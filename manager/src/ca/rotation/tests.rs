@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bulkhead_identity::authority::Authority;
 use bulkhead_identity::bundle::Root;
-use bulkhead_identity::{Bundle, Key, Subject, csr};
+use bulkhead_identity::{Bundle, Certificate, Key, Subject, csr};
 use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::Transaction;
 use prost::Message as _;
@@ -254,6 +254,21 @@ fn nothing_leads_from_a_compromised_root_to_the_new_one() {
     );
 }
 
+/// A manager's, by this root.
+fn certificate(root: &Authority) -> Certificate {
+    let key = Key::generate().expect("a key");
+    let public = csr::public_key(&key.csr().expect("a request")).expect("our own");
+    let subject = Subject {
+        cluster: root.cluster(),
+        node: NodeId::from_bytes([1; 16]),
+        role: bulkhead_proto::Role::Manager,
+    };
+    let der = root
+        .issue(&subject, &public, NOW, NOW + 1_000_000)
+        .expect("signed");
+    Certificate::from_der(&der).expect("of the profile")
+}
+
 /// The cluster once a rotation to `next` has ended.
 fn rotated(cluster: &Cluster, by: &Authority, next: &Authority, compromised: bool) -> Cluster {
     let next = Root::from_der(next.root_der()).expect("a root");
@@ -276,18 +291,7 @@ fn rotated(cluster: &Cluster, by: &Authority, next: &Authority, compromised: boo
 fn who_missed_several_rotations_finds_back_over_all_of_them() {
     let all: Vec<Authority> = (0..8).map(|_| authority()).collect();
     let of = |root: &Authority| Bundle::from_ders(vec![root.root_der().to_vec()]).expect("a root");
-    let leaf = |root: &Authority| -> CertificateDer<'static> {
-        let key = Key::generate().expect("a key");
-        let public = csr::public_key(&key.csr().expect("a request")).expect("our own");
-        let subject = Subject {
-            cluster: root.cluster(),
-            node: NodeId::from_bytes([1; 16]),
-            role: bulkhead_proto::Role::Manager,
-        };
-        root.issue(&subject, &public, NOW, NOW + 1_000_000)
-            .expect("signed")
-            .into()
-    };
+    let leaf = |root: &Authority| CertificateDer::from(certificate(root).der().to_vec());
     let at = UnixTime::since_unix_epoch(Duration::from_millis(NOW as u64 + 500_000));
     let believed = |cluster: &Cluster, by: &Authority, signs: &Authority| {
         let chain: Vec<CertificateDer<'_>> = trust::chain(cluster).into_iter().map(Into::into).collect();
@@ -331,6 +335,38 @@ fn who_missed_several_rotations_finds_back_over_all_of_them() {
     for old in [&all[5], &all[6], &all[7]] {
         assert!(!believed(&after, old, &all[0]));
     }
+}
+
+#[test]
+fn a_certificate_of_a_root_that_was_rotated_away_opens_nothing_and_of_the_newest_raft_alone() {
+    let all: Vec<Authority> = (0..4).map(|_| authority()).collect();
+    let mut cluster = Cluster {
+        root_certificate: all[0].root_der().to_vec(),
+        ..Default::default()
+    };
+    for pair in all.windows(2) {
+        cluster = rotated(&cluster, &pair[0], &pair[1], false);
+    }
+    let opens = |cluster: &Cluster, raft| -> Vec<bool> {
+        let dropped = trust::dropped(cluster);
+        let opens = |root| !trust::is_dropped(cluster, &dropped, &certificate(root), raft);
+        all.iter().map(opens).collect()
+    };
+    assert_eq!(opens(&cluster, false), [false, false, false, true]);
+    assert_eq!(opens(&cluster, true), [false, false, true, true]);
+    let back = |at: usize| {
+        begun(
+            &cluster,
+            Rotation {
+                root: all[at].root_der().to_vec(),
+                ..Default::default()
+            },
+        )
+    };
+    for raft in [false, true] {
+        assert_eq!(opens(&back(2), raft), [false, false, true, true]);
+    }
+    assert_eq!(opens(&back(0), false), [true, false, false, true]);
 }
 
 #[test]
