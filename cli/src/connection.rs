@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::local_client::LocalClient;
-use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest, MemberStatus};
+use bulkhead_proto::wire::{ClusterStatus, GetClusterStatusRequest, MemberStatus, RemoveRequest};
 use bulkhead_proto::{Code, KeyId, limits};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::Channel;
@@ -441,6 +441,44 @@ macro_rules! pages {
     }};
 }
 pub(crate) use pages;
+
+/// The one object that a selector names, as a list of one.
+macro_rules! one {
+    ($connection:expr, $noun:literal, $method:ident, $field:ident, $selector:expr) => {{
+        let request = bulkhead_proto::wire::ListRequest {
+            selector: $selector.to_owned(),
+            ..Default::default()
+        };
+        let place = format!(concat!($noun, " {}"), $selector);
+        let found = $crate::connection::pages!($connection, &place, $method, request, $field);
+        found
+            .into_iter()
+            .next()
+            .ok_or_else(|| $crate::connection::absent(&place, $noun))
+    }};
+}
+pub(crate) use one;
+
+/// A list that came back empty for a name.
+pub(crate) fn absent(place: &str, noun: &str) -> Refusal {
+    let help = format!("'bulkhead {noun} ls' shows what there is");
+    Refusal::new(
+        Code::NotFound,
+        place,
+        "there is none of this name, id or prefix",
+        help,
+    )
+}
+
+/// Removes what has this id. Never a name: a manager that stood still may handle a request long after it was sent to another
+/// one, and would remove what is newer under that name.
+pub(crate) fn removal(id: &[u8]) -> RemoveRequest {
+    RemoveRequest {
+        request_id: text::new_id().to_vec(),
+        selector: text::id(id),
+        ..Default::default()
+    }
+}
 
 /// Whether a connection failed because a certificate is not yet, or no more, valid by one side's clock.
 fn is_about_time(reason: &str) -> bool {

@@ -13,10 +13,10 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::connection::{Connection, pages};
+use crate::connection::{self, Connection, pages, removal};
 use crate::field;
 use crate::output::{Filters, Format, Listing, Row, text};
-use crate::refusal::{Code, Exit, Refusal};
+use crate::refusal::{Exit, Refusal};
 use crate::secret;
 use crate::wait::{self, Patience};
 
@@ -235,18 +235,17 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
             let mut connection = app.connect()?;
             for selector in which.nodes {
                 let place = format!("node {selector}");
+                let node = one(&mut connection, &selector).await?;
                 let request = RemoveRequest {
-                    request_id: text::new_id().to_vec(),
-                    selector: selector.clone(),
                     force,
                     clean,
+                    ..removal(&node.id)
                 };
-                let manager = is_manager(&mut connection, &place, selector).await?;
                 let answer = connection
                     .change(&place, async |mut c| c.remove_node(request.clone()).await)
                     .await?;
                 app.print(&format!("{}\n", text::id(&answer.id)))?;
-                match (manager, clean) {
+                match (node.role() == Role::Manager, clean) {
                     (false, _) => {}
                     (true, true) => app.say(
                         "nothing is renewed: whoever has its disk and its key file can still open every secret and the root's key",
@@ -257,17 +256,6 @@ pub(crate) async fn run(verb: NodeVerb, app: &mut App<'_>) -> Result<Exit, Refus
         }
     }
     Ok(Exit::Done)
-}
-
-async fn is_manager(connection: &mut Connection, place: &str, selector: String) -> Result<bool, Refusal> {
-    let request = ListRequest {
-        selector,
-        ..Default::default()
-    };
-    let found = connection
-        .ask(place, async |mut c| c.list_nodes(request.clone()).await)
-        .await?;
-    Ok(found.nodes.iter().any(|node| node.role() == Role::Manager))
 }
 
 /// A manager could open everything: what the cluster does about that, and what is left to do.
@@ -312,10 +300,8 @@ async fn quarantine(app: &mut App<'_>, selector: String, force: bool) -> Result<
         ..Default::default()
     };
     let request = RemoveRequest {
-        request_id: text::new_id().to_vec(),
-        selector,
         force,
-        ..Default::default()
+        ..removal(&one(&mut connection, &selector).await?.id)
     };
     let answer = connection
         .change(&place, async |mut c| c.quarantine_node(request.clone()).await)
@@ -545,24 +531,7 @@ async fn all(connection: &mut Connection) -> Result<(Vec<Node>, Vec<WaitingNode>
 
 /// The one node that a selector names.
 pub(crate) async fn one(connection: &mut Connection, selector: &str) -> Result<Node, Refusal> {
-    let request = ListRequest {
-        selector: selector.to_owned(),
-        ..Default::default()
-    };
-    let place = format!("node {selector}");
-    let found = pages!(connection, &place, list_nodes, request, nodes);
-    found.into_iter().next().ok_or_else(|| absent(&place, "node"))
-}
-
-/// A list that came back empty for a name.
-pub(crate) fn absent(place: &str, noun: &str) -> Refusal {
-    let help = format!("'bulkhead {noun} ls' shows what there is");
-    Refusal::new(
-        Code::NotFound,
-        place,
-        "there is none of this name, id or prefix",
-        help,
-    )
+    connection::one!(connection, "node", list_nodes, nodes, selector)
 }
 
 /// When the newest certificate ends. An older one may end later, where they are made to last shorter.

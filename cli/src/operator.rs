@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_proto::limits;
-use bulkhead_proto::wire::{IssueOperatorRequest, ListRequest, Node, RemoveRequest};
+use bulkhead_proto::wire::{IssueOperatorRequest, ListRequest, Node};
 use clap::Subcommand;
 use serde_json::json;
 
 use crate::app::App;
 use crate::cluster::{self, new_key, read_ticket};
-use crate::connection::pages;
+use crate::connection::{one, pages, removal};
 use crate::context;
 use crate::key;
 use crate::new_file::{claim, give_up};
@@ -103,12 +103,8 @@ pub(crate) async fn run(verb: OperatorVerb, app: &mut App<'_>) -> Result<Exit, R
             let mut connection = app.connect()?;
             for selector in operators {
                 let place = format!("operator {selector}");
-                let request = RemoveRequest {
-                    request_id: text::new_id().to_vec(),
-                    selector,
-                    force: false,
-                    ..Default::default()
-                };
+                let operator: Node = one!(connection, "operator", list_operators, nodes, &selector)?;
+                let request = removal(&operator.id);
                 let answer = connection
                     .change(&place, async |mut c| c.revoke_operator(request.clone()).await)
                     .await?;

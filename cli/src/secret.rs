@@ -5,16 +5,15 @@ use std::path::PathBuf;
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    CreateSecretRequest, ExposedSecret, GetExposureRequest, Label, ListRequest, RemoveRequest, Secret,
+    CreateSecretRequest, ExposedSecret, GetExposureRequest, Label, ListRequest, Secret,
 };
 use clap::Subcommand;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::app::App;
-use crate::connection::{Connection, pages};
+use crate::connection::{Connection, one, pages, removal};
 use crate::field;
-use crate::node::absent;
 use crate::output::{Filters, Listing, Row, text};
 use crate::refusal::{Code, Exit, Refusal};
 
@@ -186,13 +185,13 @@ pub(crate) async fn run(verb: SecretVerb, app: &mut App<'_>) -> Result<Exit, Ref
             let mut connection = app.connect()?;
             let mut found = Vec::new();
             for selector in secrets {
-                let place = format!("secret {selector}");
-                let request = ListRequest {
-                    selector,
-                    ..Default::default()
-                };
-                let secrets = pages!(connection, &place, list_secrets, request, secrets);
-                found.push(json(secrets.first().ok_or_else(|| absent(&place, "secret"))?));
+                found.push(json(&one!(
+                    connection,
+                    "secret",
+                    list_secrets,
+                    secrets,
+                    &selector
+                )?));
             }
             app.inspect(&found)?;
         }
@@ -200,12 +199,8 @@ pub(crate) async fn run(verb: SecretVerb, app: &mut App<'_>) -> Result<Exit, Ref
             let mut connection = app.connect()?;
             for selector in secrets {
                 let place = format!("secret {selector}");
-                let request = RemoveRequest {
-                    request_id: text::new_id().to_vec(),
-                    selector,
-                    force: false,
-                    ..Default::default()
-                };
+                let secret: Secret = one!(connection, "secret", list_secrets, secrets, &selector)?;
+                let request = removal(&secret.id);
                 let answer = connection
                     .change(&place, async |mut c| c.remove_secret(request.clone()).await)
                     .await?;

@@ -5,16 +5,15 @@ mod logs;
 mod spec;
 
 use bulkhead_proto::wire::{
-    CreateServiceRequest, ListRequest, ListTasksRequest, RemoveRequest, ServiceSpec, ServiceSummary,
-    UpdateServiceRequest, UpdateState,
+    CreateServiceRequest, ListRequest, ListTasksRequest, ServiceSpec, ServiceSummary, UpdateServiceRequest,
+    UpdateState,
 };
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::connection::{Connection, pages};
+use crate::connection::{self, Connection, pages, removal};
 use crate::explain;
-use crate::node::absent;
 use crate::output::{Filters, Listing, Row, text};
 use crate::refusal::{Code, Exit, Refusal};
 use crate::task;
@@ -245,12 +244,8 @@ async fn rm(app: &mut App<'_>, services: Vec<String>) -> Result<(), Refusal> {
     let mut connection = app.connect()?;
     for selector in services {
         let place = format!("service {selector}");
-        let request = RemoveRequest {
-            request_id: text::new_id().to_vec(),
-            selector,
-            force: false,
-            ..Default::default()
-        };
+        let summary = one(&mut connection, &selector).await?;
+        let request = removal(&summary.service.unwrap_or_default().id);
         let answer = connection
             .change(&place, async |mut c| c.remove_service(request.clone()).await)
             .await?;
@@ -261,13 +256,7 @@ async fn rm(app: &mut App<'_>, services: Vec<String>) -> Result<(), Refusal> {
 
 /// The one service that a selector names.
 pub(crate) async fn one(connection: &mut Connection, selector: &str) -> Result<ServiceSummary, Refusal> {
-    let request = ListRequest {
-        selector: selector.to_owned(),
-        ..Default::default()
-    };
-    let place = format!("service {selector}");
-    let found = pages!(connection, &place, list_services, request, services);
-    found.into_iter().next().ok_or_else(|| absent(&place, "service"))
+    connection::one!(connection, "service", list_services, services, selector)
 }
 
 async fn ls(app: &mut App<'_>, filters: &Filters) -> Result<(), Refusal> {

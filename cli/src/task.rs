@@ -5,9 +5,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::connection::pages;
+use crate::connection::{absent, pages};
 use crate::explain;
-use crate::node::absent;
 use crate::output::{Filters, Listing, Row, text};
 use crate::refusal::{Exit, Refusal};
 use crate::service::spec_json;

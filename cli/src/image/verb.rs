@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{
-    BlobHeader, CreateImageRequest, Image, ListRequest, PushBlobRequest, RemoveRequest, push_blob_request,
+    BlobHeader, CreateImageRequest, Image, ListRequest, PushBlobRequest, push_blob_request,
 };
 use bytes::BytesMut;
 use clap::{Args, Subcommand};
@@ -13,8 +13,7 @@ use serde_json::{Value, json};
 use super::{Layout, Manifest, PackOptions, VerifiedBlob, pack};
 use crate::app::App;
 use crate::command::{image_name, numeric_user, variable};
-use crate::connection::{Connection, Effect, Patience, pages};
-use crate::node::absent;
+use crate::connection::{Connection, Effect, Patience, one, pages, removal};
 use crate::output::{Filters, Format, Listing, Progress, Row, document, text};
 use crate::refusal::{Code, Exit, Refusal};
 
@@ -101,13 +100,7 @@ pub(crate) async fn run(verb: ImageVerb, app: &mut App<'_>) -> Result<Exit, Refu
             let mut connection = app.connect()?;
             let mut found = Vec::new();
             for selector in images {
-                let place = format!("image {selector}");
-                let request = ListRequest {
-                    selector,
-                    ..Default::default()
-                };
-                let images = pages!(connection, &place, list_images, request, images);
-                found.push(json(images.first().ok_or_else(|| absent(&place, "image"))?));
+                found.push(json(&one!(connection, "image", list_images, images, &selector)?));
             }
             app.inspect(&found)?;
         }
@@ -115,12 +108,8 @@ pub(crate) async fn run(verb: ImageVerb, app: &mut App<'_>) -> Result<Exit, Refu
             let mut connection = app.connect()?;
             for selector in images {
                 let place = format!("image {selector}");
-                let request = RemoveRequest {
-                    request_id: text::new_id().to_vec(),
-                    selector,
-                    force: false,
-                    ..Default::default()
-                };
+                let image: Image = one!(connection, "image", list_images, images, &selector)?;
+                let request = removal(&image.id);
                 let answer = connection
                     .change(&place, async |mut c| c.remove_image(request.clone()).await)
                     .await?;
