@@ -67,6 +67,7 @@ impl Plan {
                 (Isolate, W),
                 (Stop, W),
                 (Deaf, W),
+                (Mute, W),
                 (Disconnect, W),
                 (Reset, W),
                 (Drain, W),
