@@ -1,4 +1,6 @@
 use proptest::prelude::*;
+use todc_utils::specifications::Specification;
+use todc_utils::{Action as Entry, History, WGLChecker};
 
 use super::linearize::{Verdict, check as linearize};
 use super::order::{Broken, check as order};
@@ -182,6 +184,58 @@ fn by_all_orders(operations: &[Operation], placed: &mut Vec<usize>, value: Optio
     false
 }
 
+/// The register, as another checker takes it.
+struct Register;
+
+impl Specification for Register {
+    type State = Option<u64>;
+    type Operation = Operation;
+
+    fn init() -> Option<u64> {
+        None
+    }
+
+    fn apply(operation: &Operation, value: &Option<u64>) -> (bool, Option<u64>) {
+        step(*value, operation).map_or((false, *value), |next| (true, next))
+    }
+}
+
+/// What a published checker says (`todc-utils`: Wing and Gong's search as Horn and Kroening describe it). It knows no unknown
+/// outcomes: each such operation has an answer in the end, or is left out.
+fn by_another_checker(operations: &[Operation]) -> bool {
+    let unknown = operations.iter().filter(|it| it.told == Told::Unknown).count();
+    (0..1_u32 << unknown).any(|done| {
+        let mut nth = 0;
+        let mut entries = Vec::new();
+        for (number, operation) in operations.iter().enumerate() {
+            let mut returned = operation.returned;
+            if operation.told == Told::Unknown {
+                nth += 1;
+                if done >> (nth - 1) & 1 == 0 {
+                    continue;
+                }
+                returned = u64::MAX;
+            }
+            entries.push((operation.called, false, number));
+            entries.push((returned, true, number));
+        }
+        entries.sort_unstable();
+        let entry = |(_, returns, number): (u64, bool, usize)| {
+            let operation = operations[number];
+            let entry = match returns {
+                true => Entry::Response(operation),
+                false => Entry::Call(operation),
+            };
+            (number, entry)
+        };
+        // It takes no history without any operation.
+        entries.is_empty()
+            || WGLChecker::<Register>::is_linearizable(History::from_actions(
+                entries.into_iter().map(entry).collect(),
+            ))
+    })
+}
+
 prop_compose! {
     fn operation()(
         called in 0..12_u64,
@@ -207,6 +261,37 @@ proptest! {
         let found = linearize(&history, BUDGET);
         prop_assert_eq!(found == Verdict::Linearizable, expected, "{:?}", found);
         prop_assert_ne!(found, Verdict::Unknown);
+    }
+
+    /// Longer ones than can be tried in every order: what a register did, with some answers changed and some not known.
+    #[test]
+    fn the_search_agrees_with_a_published_checker(
+        steps in prop::collection::vec((0..3_u8, 0..40_u64, 0..40_u64, 0..12_u8), 0..24),
+    ) {
+        let (mut value, mut unknown, mut history) = (None, 0, Vec::new());
+        for (number, (kind, before, after, luck)) in steps.into_iter().enumerate() {
+            let (time, to) = (10 * number as u64 + 40, number as u64 + 1);
+            let (called, returned) = (time - before, time + after);
+            let seen = if luck == 0 { Some(to / 2) } else { value };
+            match kind {
+                0 => history.push(read(called, returned, seen)),
+                1 if luck < 4 && unknown < 6 => {
+                    unknown += 1;
+                    history.push(told(Told::Unknown, swap(called, returned, value, to)));
+                    if luck > 1 {
+                        value = Some(to);
+                    }
+                }
+                1 => {
+                    history.push(swap(called, returned, seen, to));
+                    value = Some(to);
+                }
+                _ => history.push(told(Told::Stale, swap(called, returned, Some(1_000), to))),
+            }
+        }
+        let found = linearize(&history, BUDGET);
+        prop_assert_ne!(found, Verdict::Unknown);
+        prop_assert_eq!(found == Verdict::Linearizable, by_another_checker(&history), "{:?}", found);
     }
 
     /// A register that does one operation after the other, seen by clients whose calls overlap: both checkers take it; and
