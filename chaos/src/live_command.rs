@@ -65,10 +65,14 @@ pub fn run(options: Options, work: &Work) -> anyhow::Result<Verdict> {
         .enable_all()
         .build()
         .context("no threads")?;
+    let new = !campaign.report.exists();
     let mut say = |line: String| println!("{line}");
     let ran = runtime.block_on(live::run(&campaign, switch, &mut say));
-    if ran.is_ok() {
-        println!("report: {}", campaign.report.join("report.md").display());
+    match ran {
+        Ok(_) => println!("report: {}", campaign.report.join("report.md").display()),
+        // A folder without a report would be taken for one; whatever is in it stays.
+        Err(_) if new => drop(std::fs::remove_dir(&campaign.report)),
+        Err(_) => {}
     }
     ran
 }

@@ -336,6 +336,11 @@ fn mistakes(file: &File) -> Vec<String> {
             ));
         }
     }
+    if file.expect.answered.is_some() && file.services.iter().all(|it| it.publish.is_none()) {
+        all.push(
+            "expect: answered is of requests to a service that publishes a port, and none does".to_owned(),
+        );
+    }
     for (number, one) in (1..).zip(&file.faults) {
         let mut wrong = |what: &str| all.push(format!("faults: number {number}, {}: {what}", one.fault));
         match (one.at, one.every) {
@@ -500,6 +505,18 @@ faults:
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
         }
+    }
+
+    #[test]
+    fn requests_are_expected_only_where_some_are_made() {
+        let wanted = |services| {
+            parse(&format!(
+                "{{name: x, length: 5s, services: [{services}], expect: {{answered: 99%}}}}"
+            ))
+        };
+        let error = wanted("{name: a, image: probe}").expect_err("nobody is asked");
+        assert!(error.to_string().contains("expect: answered"), "{error}");
+        wanted("{name: a, image: probe, publish: 80}").expect("sound");
     }
 
     #[test]
