@@ -200,8 +200,8 @@ struct Sim {
     /// With --replay: strikes that are left out, by number.
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "replay")]
     without: Vec<u32>,
-    /// With --replay: so many clients instead of those of the seed.
-    #[arg(long, value_name = "N", requires = "replay", value_parser = clap::value_parser!(u64).range(1..=100))]
+    /// With --replay or --level wire: so many clients instead of those of the seed.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     clients: Option<u64>,
     /// With --replay: things go wrong for so long, in simulated milliseconds.
     #[arg(long, value_name = "MS", requires = "replay", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
@@ -209,6 +209,9 @@ struct Sim {
     /// With --replay: each message on the network, too.
     #[arg(long, requires = "replay")]
     messages: bool,
+    /// With --level wire: managers and workers, as 5+20, instead of those of the seed.
+    #[arg(long, value_name = "M+W", value_parser = nodes)]
+    nodes: Option<(u8, u8)>,
     /// With --replay and --level wire: what the programs log, too, as in `info,bulkhead_manager=debug`.
     #[arg(long, value_name = "FILTER", requires = "replay")]
     log: Option<String>,
@@ -277,6 +280,11 @@ fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
     if sim.level == Level::Wire {
         return simulate_programs(sim);
     }
+    anyhow::ensure!(sim.nodes.is_none(), "--nodes is for --level wire");
+    anyhow::ensure!(
+        sim.clients.is_none() || sim.replay.is_some(),
+        "--clients goes with --replay or --level wire"
+    );
     let simulation = Simulation {
         seeds: sim.seeds,
         from: sim.from,
@@ -292,10 +300,7 @@ fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
 }
 
 fn simulate_programs(sim: Sim) -> anyhow::Result<Verdict> {
-    anyhow::ensure!(
-        !sim.messages && sim.clients.is_none(),
-        "--messages and --clients are for --level core"
-    );
+    anyhow::ensure!(!sim.messages, "--messages is for --level core");
     if let Some(filter) = &sim.log {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::try_new(filter)?)
@@ -310,6 +315,8 @@ fn simulate_programs(sim: Sim) -> anyhow::Result<Verdict> {
         replay: sim.replay,
         without: sim.without.into_iter().collect(),
         trouble_ms: sim.trouble,
+        nodes: sim.nodes,
+        clients: sim.clients,
         report: sim.report,
     };
     wire_command::run(&simulation, &mut std::io::stdout().lock())

@@ -33,8 +33,25 @@ pub struct Simulation {
     pub without: BTreeSet<u32>,
     /// And so much trouble, in simulated milliseconds.
     pub trouble_ms: Option<u64>,
+    /// Managers and workers, instead of those of the seed.
+    pub nodes: Option<(u8, u8)>,
+    /// Clients, instead of those of the seed.
+    pub clients: Option<u64>,
     /// Where the report goes.
     pub report: PathBuf,
+}
+
+impl Simulation {
+    fn plan(&self, seed: u64) -> Plan {
+        let mut plan = Plan::of(seed);
+        if let Some((managers, workers)) = self.nodes {
+            (plan.managers, plan.workers) = (managers.into(), workers.into());
+        }
+        if let Some(clients) = self.clients {
+            plan.clients = clients;
+        }
+        plan
+    }
 }
 
 /// Runs it, says how it goes on `out`, and leaves the report.
@@ -50,7 +67,7 @@ pub fn run(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Verdict> 
 }
 
 fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result<Document> {
-    let mut plan = Plan::of(seed);
+    let mut plan = asked.plan(seed);
     plan.without.clone_from(&asked.without);
     if let Some(trouble) = asked.trouble_ms {
         plan.trouble = Duration::from_millis(trouble);
@@ -90,7 +107,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
     sweep(
         asked.from..end,
         jobs,
-        |seed| simulate(Plan::of(seed)),
+        |seed| simulate(asked.plan(seed)),
         |report| {
             counts.add(&report.counts);
             done += 1;
@@ -110,7 +127,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
     all_broken.sort_by_key(|(seed, violation)| (*seed, violation.at_us));
     say(&all_broken, out)?;
     let last = last.context("no seed was run")?;
-    let plan = Plan::of(last.seed);
+    let plan = asked.plan(last.seed);
     let seeds = Seeds {
         from: asked.from,
         count: done,
@@ -174,12 +191,19 @@ fn shown(plan: Plan, report: Report) -> Shown {
     Shown::new(core, report, command)
 }
 
-/// What runs the same strikes again.
+/// What runs the same again.
 fn command(plan: &Plan) -> String {
+    let (seed, usual) = (plan.seed, Plan::of(plan.seed));
     let without = left_out(&plan.without);
-    let mut command = format!("bulkhead-chaos sim --level wire --replay {}{without}", plan.seed);
+    let mut command = format!("bulkhead-chaos sim --level wire --replay {seed}{without}");
     // Writing to a string never fails.
-    if plan.trouble != Plan::of(plan.seed).trouble {
+    if (plan.managers, plan.workers) != (usual.managers, usual.workers) {
+        let _written = write!(command, " --nodes {}+{}", plan.managers, plan.workers);
+    }
+    if plan.clients != usual.clients {
+        let _written = write!(command, " --clients {}", plan.clients);
+    }
+    if plan.trouble != usual.trouble {
         let _written = write!(command, " --trouble {}", plan.trouble.as_millis());
     }
     command
