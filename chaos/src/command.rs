@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use crate::report::{Covered, Document, Verdict};
 use crate::rules::Violation;
 use crate::sim::Report;
+use crate::sim::shrink::{Shrinks, shrink};
 
 /// Failing seeds after which a sweep ends: more of them say nothing new.
 pub(crate) const ENOUGH: usize = 10;
@@ -38,6 +39,35 @@ pub(crate) fn say_too_few(covered: &[Covered], out: &mut impl Write) -> anyhow::
         )?;
     }
     Ok(())
+}
+
+/// The shortest run of a failing plan that breaks one of the same rules, found in at most so many runs.
+pub(crate) fn shortest<P: Shrinks>(
+    plan: P,
+    limit: usize,
+    simulate: impl Fn(P) -> Report,
+    again: impl Fn(&P) -> String,
+    out: &mut impl Write,
+) -> anyhow::Result<(P, Report)> {
+    let first = simulate(plan.clone());
+    let rules: BTreeSet<_> = first.violations.iter().map(|it| it.rule).collect();
+    let (mut plan, runs) = shrink(plan, first.strikes, limit, |plan| {
+        let report = simulate(plan.clone());
+        report.violations.iter().any(|it| rules.contains(&it.rule))
+    });
+    let report = simulate(plan.clone());
+    writeln!(
+        out,
+        "seed {}: {} of {} strikes suffice (found in {runs} runs):",
+        report.seed,
+        first.strikes as usize - plan.parts().without.len(),
+        first.strikes
+    )?;
+    for violation in &report.violations {
+        writeln!(out, "VIOLATION {violation}")?;
+    }
+    writeln!(out, "to run it again: {}", again(&plan))?;
+    Ok((plan, report))
 }
 
 /// How many runs go on at once.

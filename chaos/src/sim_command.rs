@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use crate::command::{ENOUGH, broken, failed, jobs, leave, left_out, now, say_too_few, seconds};
 use crate::report::{Document, Program, Seeds, Shown, Verdict};
-use crate::sim::shrink::shrink;
 use crate::sim::sweep::{coverage, sweep};
-use crate::sim::{Counts, Plan, Report, What, run as simulate};
+use crate::sim::{Counts, Plan, Report, run as simulate};
 
 /// Runs that the search for the shortest failing one may take.
 const SHRINK_RUNS: usize = 400;
@@ -161,28 +160,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
 
 /// The shortest run of a failing seed that breaks one of the same rules.
 pub(crate) fn shortest(seed: u64, out: &mut impl Write) -> anyhow::Result<(Plan, Report)> {
-    let first = simulate(Plan::of(seed));
-    let rules: BTreeSet<_> = first.violations.iter().map(|it| it.rule).collect();
-    let strikes = first.events.iter().filter_map(|event| match event.what {
-        What::Strike { number, .. } => Some(number),
-        _ => None,
-    });
-    let strikes = strikes.max().unwrap_or(0);
-    let (plan, runs) = shrink(Plan::of(seed), strikes, SHRINK_RUNS, |plan| {
-        simulate(plan.clone())
-            .violations
-            .iter()
-            .any(|it| rules.contains(&it.rule))
-    });
-    let report = simulate(plan.clone());
-    writeln!(
-        out,
-        "seed {seed}: {} of {strikes} strikes suffice (found in {runs} runs):",
-        strikes as usize - plan.without.len()
-    )?;
-    say(&report, out)?;
-    writeln!(out, "to run it again: {}", command(&plan))?;
-    Ok((plan, report))
+    crate::command::shortest(Plan::of(seed), SHRINK_RUNS, simulate, command, out)
 }
 
 fn say(report: &Report, out: &mut impl Write) -> anyhow::Result<()> {

@@ -51,6 +51,40 @@ pub struct Operation {
     pub index: Option<u64>,
 }
 
+/// Configurations that the search for an order of one object's operations looks at.
+const BUDGET: usize = 200_000;
+
+/// What both checkers say of one object's history.
+#[derive(Clone, Debug, Default)]
+pub struct Judged {
+    /// Operations of which the search found an order.
+    pub checked: u64,
+    /// Histories of which it did not become clear within the budget: none or one.
+    pub unclear: u64,
+    /// What does not fit.
+    pub broken: Vec<String>,
+}
+
+/// Asks both checkers.
+pub fn both(history: Vec<Operation>) -> Judged {
+    let mut judged = Judged::default();
+    match linearize::check(&history, BUDGET) {
+        linearize::Verdict::Linearizable => judged.checked = history.len() as u64,
+        linearize::Verdict::Broken(number) => {
+            judged
+                .broken
+                .push(format!("nothing explains {:?}", history[number]));
+        }
+        linearize::Verdict::Unknown => judged.unclear = 1,
+    }
+    if let Err(broken) = order::check(&history) {
+        judged
+            .broken
+            .push(format!("the indexes of the log do not fit: {broken:?}"));
+    }
+    judged
+}
+
 /// What a value becomes by an operation; nothing where it cannot have happened then.
 fn step(value: Option<u64>, operation: &Operation) -> Option<Option<u64>> {
     match (operation.action, operation.told) {

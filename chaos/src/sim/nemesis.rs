@@ -110,6 +110,7 @@ impl Nemesis {
 
     pub(super) async fn strike(&mut self, cluster: &mut Cluster) {
         self.strikes += 1;
+        self.record.strikes(self.strikes);
         if self.plan.without.contains(&self.strikes) {
             return;
         }

@@ -13,8 +13,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-use crate::check::linearize::{self, Verdict};
-use crate::check::{Action, Operation, Told, order};
+use crate::check::{self, Action, Operation, Told};
 use crate::rules::{Rule, Violation};
 
 /// How often what was tried; a run or a set of runs that tried too little proves nothing.
@@ -109,6 +108,8 @@ pub struct Report {
     pub lines: Vec<String>,
     /// What of it a picture shows, in order.
     pub events: Vec<Event>,
+    /// How many strikes there were, with those that were left out.
+    pub strikes: u32,
     /// Simulated time from beginning to end, in microseconds.
     pub elapsed_us: u64,
 }
@@ -266,9 +267,6 @@ impl Report {
 
 /// An object's id.
 pub(super) type Id = [u8; 16];
-/// Configurations that the search for an order of one register's operations looks at.
-const BUDGET: usize = 200_000;
-
 #[derive(Debug)]
 struct Inner {
     every_message: bool,
@@ -288,6 +286,7 @@ struct Inner {
     /// What watches were told of each index: objects and their versions.
     told: BTreeMap<u64, Vec<(Id, u64)>>,
     swaps: BTreeSet<(Id, u64)>,
+    strikes: u32,
     /// What clients did with each register; nothing where it was surely not done.
     histories: BTreeMap<Id, Vec<Option<Operation>>>,
 }
@@ -336,6 +335,7 @@ impl Record {
             newest: None,
             told: BTreeMap::new(),
             swaps: BTreeSet::new(),
+            strikes: 0,
             histories: BTreeMap::new(),
         })))
     }
@@ -390,6 +390,11 @@ impl Record {
                 format_args!("m{member} at index {index} has another state"),
             );
         }
+    }
+
+    /// A strike of this number is due.
+    pub(super) fn strikes(&self, number: u32) {
+        self.inner().strikes = number;
     }
 
     /// A member acts as the leader of a term.
@@ -546,20 +551,11 @@ impl Record {
     pub(super) fn check_registers(&self) {
         let mut inner = self.inner();
         for history in std::mem::take(&mut inner.histories).into_values() {
-            let history: Vec<Operation> = history.into_iter().flatten().collect();
-            match linearize::check(&history, BUDGET) {
-                Verdict::Linearizable => inner.counts.checked += history.len() as u64,
-                Verdict::Broken(number) => inner.violation(
-                    Rule::Linearizable,
-                    format_args!("nothing explains {:?}", history[number]),
-                ),
-                Verdict::Unknown => inner.counts.unclear += 1,
-            }
-            if let Err(broken) = order::check(&history) {
-                inner.violation(
-                    Rule::Linearizable,
-                    format_args!("the indexes of the log do not fit: {broken:?}"),
-                );
+            let judged = check::both(history.into_iter().flatten().collect());
+            inner.counts.checked += judged.checked;
+            inner.counts.unclear += judged.unclear;
+            for evidence in judged.broken {
+                inner.violation(Rule::Linearizable, evidence);
             }
         }
     }
@@ -598,6 +594,7 @@ impl Record {
             counts: inner.counts,
             lines: std::mem::take(&mut inner.lines),
             events: std::mem::take(&mut inner.events),
+            strikes: inner.strikes,
             elapsed_us: inner.now_us(),
         }
     }

@@ -33,6 +33,7 @@ use self::record::Record;
 use self::world::{EPOCH_MS, World, has_passed};
 use crate::rules::Rule;
 use crate::sim::dice::Dice;
+use crate::sim::shrink::{Parts, Shrinks};
 use crate::sim::{Report, What};
 
 /// Managers listen here, each at an address of its own.
@@ -102,6 +103,16 @@ impl Plan {
             keep: if dice.percent(50) { 40 } else { 10_000 },
             flush_micros: if dice.percent(20) { 30_000 } else { 3_000 },
             without: BTreeSet::new(),
+        }
+    }
+}
+
+impl Shrinks for Plan {
+    fn parts(&mut self) -> Parts<'_> {
+        Parts {
+            without: &mut self.without,
+            clients: &mut self.clients,
+            trouble: &mut self.trouble,
         }
     }
 }

@@ -99,6 +99,7 @@ impl Nemesis {
 
     pub(super) fn strike(&mut self, run: &mut Run) {
         self.strikes += 1;
+        run.record.strikes(self.strikes);
         if self.plan.without.contains(&self.strikes) {
             return;
         }

@@ -12,13 +12,9 @@ use bulkhead_raft::state::State;
 use sha2::{Digest as _, Sha256};
 
 use super::world::passed;
-use crate::check::linearize::{self, Verdict};
-use crate::check::{Operation, order};
+use crate::check::{self, Operation};
 use crate::rules::{Rule, Violation};
 use crate::sim::{Counts, Event, Report, What};
-
-/// Configurations that the search for an order of one register's operations looks at.
-const BUDGET: usize = 200_000;
 
 #[derive(Default)]
 struct Inner {
@@ -36,6 +32,7 @@ struct Inner {
     histories: BTreeMap<usize, Vec<Option<Operation>>>,
     /// How often the guest was served before it was revoked, and refused after.
     guest: (u64, u64),
+    strikes: u32,
 }
 
 /// The record of a run under way. Clones share it.
@@ -116,6 +113,11 @@ impl Record {
         }
     }
 
+    /// A strike of this number is due.
+    pub(super) fn strikes(&self, number: u32) {
+        self.0.borrow_mut().strikes = number;
+    }
+
     /// The creation of a secret was acknowledged at this index.
     pub(super) fn created(&self, name: &str, index: u64) {
         let mut inner = self.0.borrow_mut();
@@ -178,20 +180,13 @@ impl Record {
     pub(super) fn check_registers(&self) {
         let histories = std::mem::take(&mut self.0.borrow_mut().histories);
         for history in histories.into_values() {
-            let history: Vec<Operation> = history.into_iter().flatten().collect();
-            match linearize::check(&history, BUDGET) {
-                Verdict::Linearizable => self.count(|counts| counts.checked += history.len() as u64),
-                Verdict::Broken(number) => self.violation(
-                    Rule::Linearizable,
-                    format_args!("nothing explains {:?}", history[number]),
-                ),
-                Verdict::Unknown => self.count(|counts| counts.unclear += 1),
-            }
-            if let Err(broken) = order::check(&history) {
-                self.violation(
-                    Rule::Linearizable,
-                    format_args!("the indexes of the log do not fit: {broken:?}"),
-                );
+            let judged = check::both(history.into_iter().flatten().collect());
+            self.count(|counts| {
+                counts.checked += judged.checked;
+                counts.unclear += judged.unclear;
+            });
+            for evidence in judged.broken {
+                self.violation(Rule::Linearizable, evidence);
             }
         }
     }
@@ -211,6 +206,7 @@ impl Record {
             counts: inner.counts,
             lines: std::mem::take(&mut inner.lines),
             events: std::mem::take(&mut inner.events),
+            strikes: inner.strikes,
             elapsed_us: now_us(),
         }
     }
