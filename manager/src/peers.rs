@@ -9,7 +9,7 @@ use bulkhead_identity::Identity;
 use bulkhead_identity::tls::{self, Expect};
 use bulkhead_proto::wire::peer_client::PeerClient;
 use bulkhead_proto::wire::{ForwardRequest, ForwardResponse};
-use bulkhead_proto::{CODE_KEY, Code, MemberId, limits};
+use bulkhead_proto::{Code, MemberId, limits};
 use bulkhead_raft::transport::{self, Dial};
 use bulkhead_raft::{Member, ProposeError, Replica};
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use futures::future::BoxFuture;
 use tonic::transport::Channel;
 
 use crate::proposer::{Forward, ForwardError};
-use crate::registry;
+use crate::{refusal, registry};
 
 /// Connections by member. A member whose address changed gets a new one, and everyone does when this node's credentials
 /// changed; the exact node id is checked at connect, so an address that another machine took over leads nowhere.
@@ -129,12 +129,7 @@ impl Forward for Peers {
 
 /// What a failed call says about whether the transaction was proposed. In doubt it is unknown.
 fn forward_error(status: &tonic::Status) -> ForwardError {
-    let code = status
-        .metadata()
-        .get(CODE_KEY)
-        .and_then(|code| code.to_str().ok())
-        .and_then(Code::parse);
-    match code {
+    match refusal::code(status) {
         Some(Code::Busy) => return ForwardError::Refused(ProposeError::Busy),
         Some(Code::StorageFull) => return ForwardError::Refused(ProposeError::Full),
         // Refused before the method ran: the other replica is stale or does not know this manager yet.
@@ -154,6 +149,8 @@ fn forward_error(status: &tonic::Status) -> ForwardError {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_proto::CODE_KEY;
+
     use super::*;
 
     #[test]

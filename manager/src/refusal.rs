@@ -21,6 +21,12 @@ pub fn refuse(code: Code, grpc: tonic::Code, message: impl AsRef<str>, hint: imp
     status
 }
 
+/// Which refusal a manager's answer is; none where it is no refusal of ours.
+pub fn code(status: &Status) -> Option<Code> {
+    let named = status.metadata().get(CODE_KEY)?.to_str().ok()?;
+    Code::parse(named)
+}
+
 /// Names from requests end up in messages, so a long one must not push out the reason's own headers.
 fn bounded(text: &str) -> String {
     match text.char_indices().nth(TEXT_CHARS) {

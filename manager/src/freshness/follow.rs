@@ -4,9 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bulkhead_identity::seam::Clock;
-use bulkhead_proto::limits;
 use bulkhead_proto::wire::ReadIndexRequest;
+use bulkhead_proto::{Code, limits};
 use bulkhead_raft::Replica;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::clocks::is_off;
 use super::{Clocks, Freshness};
 use crate::peers::Peers;
+use crate::refusal;
 
 /// An answer that takes longer keeps nothing fresh: it counts from when the question was sent.
 const ANSWER_WAIT: Duration = super::FRESH_FOR;
@@ -28,6 +30,7 @@ pub struct Fresh {
     replica: Replica,
     clock: Arc<dyn Clock>,
     clocks: Arc<Clocks>,
+    dropped: Arc<Notify>,
 }
 
 impl Fresh {
@@ -38,7 +41,13 @@ impl Fresh {
             replica,
             clock,
             clocks: Arc::default(),
+            dropped: Arc::default(),
         }
+    }
+
+    /// Resolves once the leader answered that the root of this manager's certificate was rotated away. Of one waiter.
+    pub async fn root_dropped(&self) {
+        self.dropped.notified().await;
     }
 
     /// Whether the replica may decide now.
@@ -147,13 +156,15 @@ impl Fresh {
             return Some((index, 0));
         }
         let now = i64::try_from(self.clock.wall_millis()).unwrap_or(i64::MAX);
-        let answer = peers
-            .client(leader)?
-            .read_index(ReadIndexRequest { now })
-            .await
-            .ok()?
-            .into_inner();
-        Some((answer.index, answer.ahead_ms))
+        match peers.client(leader)?.read_index(ReadIndexRequest { now }).await {
+            Ok(answer) => Some((answer.get_ref().index, answer.get_ref().ahead_ms)),
+            Err(status) => {
+                if refusal::code(&status) == Some(Code::NotReady) {
+                    self.dropped.notify_one();
+                }
+                None
+            }
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Freshness> {

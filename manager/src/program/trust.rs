@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// A manager that hears no leader for this long asks the others whether its certificate is the reason.
 const ALONE: Duration = Duration::from_secs(5);
 /// And asks again at most this often.
-const AGAIN: Duration = Duration::from_secs(15);
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// Follows the cluster until stopped.
 pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
@@ -33,11 +33,17 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
     let mut seen = None;
     let mut asked: Option<Instant> = None;
     loop {
-        // Cancel-safe: both only say that it is time to look.
+        // Whether this manager's certificate opens nothing any more. Raft's methods it still opens: such a manager may lead.
+        let mut behind = false;
+        // Cancel-safe: each only says that it is time to look.
         let ticked = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             _ = ticks.tick() => true,
+            () = member.fresh.root_dropped() => {
+                behind = true;
+                false
+            }
             changed = applied.changed() => {
                 if changed.is_err() {
                     return;
@@ -55,26 +61,27 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
             if let Err(error) = member.keep_managers(ca::manager_addresses(&state)) {
                 tracing::warn!(error = chain(&error), "the managers' addresses could not be kept");
             }
-            if let Some(cluster) = view::cluster(&state)
-                && let Err(error) = once(member, cluster).await
-            {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "roots, certificate or lock could not be changed"
-                );
+            if let Some(cluster) = view::cluster(&state) {
+                match once(member, cluster).await {
+                    Ok(left) => behind = left,
+                    Err(error) => tracing::warn!(
+                        error = format!("{error:#}"),
+                        "roots, certificate or lock could not be changed"
+                    ),
+                }
             }
         }
         let ended = member.machine.now_ms() > member.identity.current().certificate.not_after_ms();
-        let alone =
-            (ended || member.fresh.stale_for() > ALONE) && asked.is_none_or(|at| at.elapsed() > AGAIN);
-        if ticked && alone {
+        let alone = ticked && (ended || member.fresh.stale_for() > ALONE);
+        if (alone || behind) && asked.is_none_or(|at| at.elapsed() > AGAIN) {
             asked = Some(Instant::now());
             come_back_by_key(member).await;
         }
     }
 }
 
-async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
+/// Whether it was left behind: it needs a certificate of the root that signs, and every manager refuses the one it has.
+async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<bool> {
     let due = || trust::told(cluster, |told| due(&member.identity.current(), told));
     if due()? == Some(Due::Trust) {
         let bundle = Bundle::from_ders(trust::roots(cluster))?.with_former(trust::former(cluster))?;
@@ -87,10 +94,9 @@ async fn once(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
         // The key in use stood in the clear. The first renewal takes another, the second makes the cluster forget it.
         let _later = renewal::once(member).await && renewal::once(member).await;
     }
-    if due()? == Some(Due::Renew) {
-        renewal::once(member).await;
-    }
-    report(member, cluster).await
+    let behind = due()? == Some(Due::Renew) && !renewal::once(member).await;
+    report(member, cluster).await?;
+    Ok(behind)
 }
 
 /// Seals the key file as the cluster wants it; whether it stood in the clear until now.
