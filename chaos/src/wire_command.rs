@@ -173,6 +173,7 @@ pub(crate) fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         ("partitions", counts.partitions, runs),
         ("disk failures", counts.disk_failures, runs / 20),
         ("terms", counts.terms, runs),
+        ("rotations of the root", counts.rotations, runs / 3),
     ];
     let covered = |(what, count, least)| Covered { what, count, least };
     all.into_iter().map(covered).collect()

@@ -59,6 +59,8 @@ pub struct Counts {
     pub hand_overs: u64,
     /// Terms that had a leader.
     pub terms: u64,
+    /// Rotations of the root that began.
+    pub rotations: u64,
     /// Changes that watches were told.
     pub told: u64,
     /// Watches that were told to list again.
@@ -88,6 +90,7 @@ impl Counts {
         self.late += other.late;
         self.hand_overs += other.hand_overs;
         self.terms += other.terms;
+        self.rotations += other.rotations;
         self.told += other.told;
         self.compacted += other.compacted;
     }

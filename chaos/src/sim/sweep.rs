@@ -61,6 +61,7 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         late,
         hand_overs,
         terms,
+        rotations: _, // they have a simulation of their own
         told,
         compacted,
     } = *counts;

@@ -8,6 +8,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use bulkhead_identity::comeback::come_back;
+use bulkhead_identity::follow::{Due, Told as ToldOfRoots, due, renew};
+use bulkhead_identity::seam::SystemEntropy;
 use bulkhead_identity::{Bundle, Certificate, Credentials, Identity, Key, local, tls};
 use bulkhead_lab::client::new_id;
 use bulkhead_proto::wire::control_client::ControlClient;
@@ -15,8 +18,8 @@ use bulkhead_proto::wire::local_client::LocalClient;
 use bulkhead_proto::wire::{
     BlobHeader, CreateImageRequest, CreateSecretRequest, CreateServiceRequest, CreateTicketRequest,
     EnrolResponse, GetClusterStatusRequest, InitRequest, IssueOperatorRequest, Label, ListRequest,
-    ListTasksRequest, PushBlobRequest, RemoveRequest, Role, SecretReference, ServiceSpec, TaskState,
-    UpdateServiceRequest, push_blob_request,
+    ListTasksRequest, PushBlobRequest, RemoveRequest, Role, RotateRootRequest, SecretReference, ServiceSpec,
+    TaskState, UpdateServiceRequest, push_blob_request,
 };
 use bulkhead_proto::{CODE_KEY, Code, limits};
 use tokio::time::{Instant, sleep, timeout};
@@ -40,6 +43,8 @@ const VALUE: &[u8] = b"what no file may hold";
 const GUEST: &str = "guest";
 /// A manager that is cut off may take a revoked key for so long; a moment more for what is under way.
 const SHUT_OUT: Duration = limits::FRESHNESS.saturating_add(Duration::from_millis(100));
+/// After so many vain questions in a row an operator asks to come back by its key.
+const VAIN: u32 = 4;
 /// A manager answers far sooner, even to say that nobody leads.
 const CALL: Duration = Duration::from_secs(2);
 /// A change is sent again for so long; what became of it is unknown then.
@@ -94,6 +99,9 @@ pub(super) async fn run(course: Rc<Course>) {
         .collect();
     let revoker = Client::new(&course, &identity, 2_000).revoke(revoked.clone());
     clients.push(tokio::task::spawn_local(revoker));
+    let rotator = Client::new(&course, &identity, 2_002).rotate();
+    clients.push(tokio::task::spawn_local(rotator));
+    let following = tokio::task::spawn_local(Client::new(&course, &identity, 2_003).follow());
     let knocking = Client::new(&course, &guest, 2_001).knock(revoked.clone());
     clients.push(tokio::task::spawn_local(knocking));
     while course.phase.get() == Phase::Trouble {
@@ -106,6 +114,8 @@ pub(super) async fn run(course: Rc<Course>) {
         let _cancelled = client.await;
     }
     converges(&course, &mut client).await;
+    following.abort();
+    let _cancelled = following.await;
     course.phase.set(Phase::Over);
 }
 
@@ -193,6 +203,15 @@ fn identity(key: Key, answer: EnrolResponse) -> anyhow::Result<Identity> {
         chain: answer.chain,
         bundle: Bundle::from_ders(answer.roots)?,
     })?)
+}
+
+/// To every manager.
+fn controls(course: &Course, identity: &Identity) -> Vec<Control> {
+    let addresses = course.addresses.managers();
+    addresses
+        .iter()
+        .filter_map(|at| control(identity, at).ok())
+        .collect()
 }
 
 fn control(identity: &Identity, address: &str) -> anyhow::Result<Control> {
@@ -372,7 +391,10 @@ async fn converges(course: &Course, client: &mut Client) {
 /// One client of the API.
 struct Client {
     course: Rc<Course>,
+    identity: Identity,
     controls: Vec<Control>,
+    /// Of the identity, when they were made.
+    version: u64,
     dice: Dice,
     number: u64,
     serial: u64,
@@ -388,10 +410,10 @@ enum Outcome<T> {
 
 impl Client {
     fn new(course: &Rc<Course>, identity: &Identity, number: u64) -> Self {
-        let addresses = course.addresses.managers();
-        let controls = addresses.iter().filter_map(|at| control(identity, at).ok());
         Self {
-            controls: controls.collect(),
+            identity: identity.clone(),
+            controls: controls(course, identity),
+            version: *identity.changed().borrow(),
             dice: Dice::new(course.plan.seed, 100 + number),
             course: course.clone(),
             number,
@@ -410,6 +432,15 @@ impl Client {
         }
     }
 
+    /// Connections of an older key are refused once its root was rotated away.
+    fn refresh(&mut self) {
+        let version = *self.identity.changed().borrow();
+        if version != self.version {
+            self.version = version;
+            self.controls = controls(&self.course, &self.identity);
+        }
+    }
+
     /// Sends a change to one manager after the other until it is answered.
     async fn change<T, F>(&mut self, send: impl Fn(Control) -> F) -> Outcome<T>
     where
@@ -418,6 +449,7 @@ impl Client {
         let (first, end) = (self.dice.below(self.controls.len()), Instant::now() + PATIENCE);
         let mut sent = false;
         for turn in 0.. {
+            self.refresh();
             let control = self.controls[(first + turn) % self.controls.len()].clone();
             if sent {
                 self.course.record.count(|counts| counts.repeats += 1);
@@ -461,6 +493,80 @@ impl Client {
             if matches!(outcome, Outcome::Done(..)) {
                 self.course.record.note("the guest is revoked");
                 return revoked.set(Some(Instant::now()));
+            }
+        }
+    }
+
+    /// Has the root rotated at some time, or not.
+    async fn rotate(mut self) {
+        let trouble = u64::try_from(self.course.plan.trouble.as_micros()).unwrap_or(u64::MAX);
+        for _ in 0..self.dice.below(3) {
+            sleep(self.dice.micros(0, trouble / 2)).await;
+            let Ok(request_id) = new_id() else { return };
+            let request = RotateRootRequest {
+                request_id,
+                ..RotateRootRequest::default()
+            };
+            let outcome = self
+                .change(|mut control| {
+                    let request = request.clone();
+                    async move { control.rotate_root(request).await }
+                })
+                .await;
+            if matches!(outcome, Outcome::Done(..)) {
+                self.course.record.note("the root is rotated");
+                self.course.record.count(|counts| counts.rotations += 1);
+            }
+        }
+    }
+
+    /// Takes up new roots and certificates for all clients, as a context does; where it was late it comes back by its key.
+    async fn follow(mut self) {
+        let mut vain = 0;
+        loop {
+            sleep(self.dice.micros(100_000, 300_000)).await;
+            self.refresh();
+            let at = self.dice.below(self.controls.len());
+            let address = self.course.addresses.manager(at as u64 + 1);
+            let current = self.identity.current();
+            let asked = timeout(
+                CALL,
+                self.controls[at].get_cluster_status(GetClusterStatusRequest {}),
+            )
+            .await;
+            let new = match asked {
+                Ok(Ok(status)) => {
+                    vain = 0;
+                    let told = ToldOfRoots {
+                        roots: &status.get_ref().roots,
+                        former: None,
+                        issuer: &status.get_ref().issuer,
+                    };
+                    match due(&current, &told) {
+                        None => continue,
+                        Some(Due::Trust) => Bundle::from_ders(status.get_ref().roots.clone())
+                            .ok()
+                            .map(|bundle| current.with_bundle(bundle)),
+                        Some(Due::Renew) => {
+                            match tls::channel(&self.identity, &address, tls::Expect::AnyManager) {
+                                Ok(channel) => renew(channel, &SystemEntropy).await.ok(),
+                                Err(_) => None,
+                            }
+                        }
+                    }
+                }
+                Ok(Err(_)) | Err(_) => {
+                    vain += 1;
+                    if vain % VAIN != 0 {
+                        continue;
+                    }
+                    come_back(&current, &address, tls::Expect::AnyManager, &SystemEntropy)
+                        .await
+                        .ok()
+                }
+            };
+            if let Some(new) = new {
+                let _kept = self.identity.replace(new);
             }
         }
     }
@@ -524,6 +630,7 @@ impl Client {
 
     /// A service as some manager tells it: spec, version, and the index of what it tells.
     async fn read(&mut self, name: String) -> Option<(ServiceSpec, u64, u64)> {
+        self.refresh();
         let at = self.dice.below(self.controls.len());
         let newest = self.course.record.newest();
         let request = ListRequest {
@@ -647,6 +754,15 @@ impl Client {
 
     /// How what runs differs from what was asked for.
     async fn gap(&mut self) -> Option<String> {
+        self.refresh();
+        for (number, control) in (1..).zip(&mut self.controls) {
+            match timeout(CALL, control.get_cluster_status(GetClusterStatusRequest {})).await {
+                Ok(Ok(status)) if status.get_ref().roots.len() == 1 => {}
+                Ok(Ok(_)) => return Some(format!("m{number} says that a rotation of the root goes on")),
+                Ok(Err(status)) => return Some(format!("m{number} does not answer: {}", status.message())),
+                Err(_) => return Some(format!("m{number} does not answer")),
+            }
+        }
         let Some((spec, ..)) = self.read(SERVICE.into()).await else {
             return Some("the service cannot be read".into());
         };

@@ -57,6 +57,7 @@ fn no_seed_of_whole_programs_breaks_a_rule() {
         ("power losses", total.power_losses, runs / 2),
         ("partitions", total.partitions, runs),
         ("terms", total.terms, runs),
+        ("rotations of the root", total.rotations, runs / 4),
     ] {
         assert!(count >= least, "{what}: {count}, wanted {least}");
     }
