@@ -5,14 +5,15 @@
 //! its caller gave up, once the cut is healed, beside what newer connections bring: the kernel sends it again and again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::{Future, pending};
+use std::future::{Future, pending, ready};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bulkhead_raft::runtime::Gate;
 use bulkhead_raft::state::{Decoder, State, chunks};
-use bulkhead_raft::transport::{InFlight, votes};
+use bulkhead_raft::transport::{InFlight, is_gapless, votes};
 use bulkhead_raft::{Member, Raft, Snapshot, TypeConfig, Vote};
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
@@ -358,6 +359,14 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 .map_err(|_| unreachable("no connection in time"))?;
             let (life, raft) = self.reached()?;
             let (link, sent) = (self.clone(), in_flight.clone());
+            // As the product's own transport: what would leave a hole fails the stream.
+            let gap = Arc::new(AtomicBool::new(false));
+            let refused = gap.clone();
+            let input = input.take_while(move |request| {
+                let gapless = is_gapless(request);
+                refused.fetch_or(!gapless, Ordering::Relaxed);
+                ready(gapless)
+            });
             let requests = input.then(move |request| {
                 sent.send();
                 let link = link.clone();
@@ -376,17 +385,20 @@ impl RaftNetworkV2<TypeConfig> for Link {
                     answer
                 }
             });
-            let state = Some((answers.boxed(), in_flight));
+            let state = Some((answers.boxed(), in_flight, gap));
             let answers = stream::unfold(state, |state| async move {
-                let (mut answers, in_flight) = state?;
+                let (mut answers, in_flight, gap) = state?;
                 let answer = tokio::select! {
                     biased;
-                    answer = answers.next() => answer?,
+                    answer = answers.next() => match answer {
+                        None if gap.load(Ordering::Relaxed) => return Some((Err(unreachable("a gap")), None)),
+                        answer => answer?,
+                    },
                     () = in_flight.overdue() => return Some((Err(unreachable("no answer in time")), None)),
                 };
                 in_flight.answer();
                 let answer = answer.map_err(|_| unreachable("the replica stopped"));
-                let more = matches!(answer, Ok(Ok(_))).then_some((answers, in_flight));
+                let more = matches!(answer, Ok(Ok(_))).then_some((answers, in_flight, gap));
                 Some((answer, more))
             });
             Ok(answers.boxed())

@@ -62,3 +62,13 @@ fn no_seed_of_whole_programs_breaks_a_rule() {
         assert!(count >= least, "{what}: {count}, wanted {least}");
     }
 }
+
+/// 3021: a leader went on with a stream of entries that it had purged. 3034: a manager that missed a rotation led with its old
+/// certificate.
+#[test]
+fn seeds_that_found_something_hold() {
+    for seed in [3_021, 3_034] {
+        let report = run(Plan::of(seed));
+        assert_eq!(report.violations, [], "{}", report.explain());
+    }
+}

@@ -16,6 +16,9 @@ use std::time::Duration;
 
 use bulkhead_proto::ClusterId;
 use bulkhead_proto::wire::RaftMessage;
+use openraft::raft::AppendEntriesRequest;
+
+use crate::TypeConfig;
 
 pub use in_flight::InFlight;
 pub use network::{Dial, DialError, Network};
@@ -31,6 +34,18 @@ const APPEND_WAIT: Duration = Duration::from_secs(2);
 const CHUNK_WAIT: Duration = Duration::from_secs(10);
 /// Bytes of a snapshot in all: what a manager may have to hold decoded.
 const SNAPSHOT_BYTES: usize = 1 << 30;
+
+/// Whether the entries of an append follow each other, from the one that it names as theirs before.
+///
+/// Consensus trusts its leader in that. It must not: openraft 0.10.0-alpha.37 may go on with a stream of entries that it had given
+/// up for a snapshot, and what was purged meanwhile is missing in it. What refuses such an append fails the stream, and
+/// the leader decides anew what to send; a replica that takes it has a hole in its log.
+pub fn is_gapless(append: &AppendEntriesRequest<TypeConfig>) -> bool {
+    let first = append.prev_log_id.map_or(0, |prev| prev.index + 1);
+    (first..)
+        .zip(&append.entries)
+        .all(|(index, entry)| entry.log_id.index == index)
+}
 
 /// Whose messages these are. The same on every message of one connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

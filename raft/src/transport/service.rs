@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_proto::limits;
 use bulkhead_proto::wire::{RaftMessage, raft_server};
+use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use openraft::raft::AppendEntriesRequest;
 use tokio::sync::Semaphore;
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::message::{self, Malformed};
-use super::{Binding, CHUNK_WAIT, SNAPSHOT_BYTES, Witness, votes};
+use super::{Binding, CHUNK_WAIT, SNAPSHOT_BYTES, Witness, is_gapless, votes};
 use crate::state::Decoder;
 use crate::state_machine::Snapshot;
 use crate::{Raft, Replica, TypeConfig, Vote};
@@ -113,6 +114,18 @@ fn own(vote: &Vote, from: u64) -> Result<(), Status> {
     }
 }
 
+/// An append that a leader may send.
+fn opened(payload: Bytes, from: u64) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+    let append = message::decode_append(payload).map_err(malformed)?;
+    own(&append.vote, from)?;
+    match is_gapless(&append) {
+        true => Ok(append),
+        false => Err(Status::failed_precondition(
+            "the entries of an append do not follow each other: some were purged meanwhile",
+        )),
+    }
+}
+
 /// The requests of one append stream, up to the first that is refused; why is left in `refusal`.
 struct Requests {
     service: RaftService,
@@ -129,9 +142,7 @@ impl Requests {
         };
         let opened = self.service.check(&self.extensions, &message).and_then(|()| {
             let from = message.from;
-            let request = message::decode_append(message.payload).map_err(malformed)?;
-            own(&request.vote, from)?;
-            Ok(request)
+            opened(message.payload, from)
         });
         match opened {
             Ok(request) => Some((request, self)),
@@ -161,8 +172,7 @@ impl raft_server::Raft for RaftService {
         };
         self.check(&extensions, &first)?;
         let to = first.from;
-        let opened = message::decode_append(first.payload).map_err(malformed)?;
-        own(&opened.vote, to)?;
+        let opened = opened(first.payload, to)?;
         let refusal = Arc::new(Mutex::new(None));
         let rest = Requests {
             service: self.clone(),

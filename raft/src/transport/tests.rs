@@ -28,7 +28,7 @@ use crate::file_system::SimFileSystem;
 use crate::log_store::Durable;
 use crate::runtime::Blocking;
 use crate::testing::MemoryStore;
-use crate::{Core, Disk, Member, Reconciled, Replica, Timing, TypeConfig, Vote};
+use crate::{Core, Disk, Entry, Member, Reconciled, Replica, Timing, TypeConfig, Vote, log_id};
 
 const CLUSTER: ClusterId = ClusterId::from_bytes([7; 16]);
 
@@ -340,6 +340,50 @@ async fn a_later_append_of_a_stream_is_checked_like_the_first() {
     assert_eq!(first.expect("answered").map(|it| it.to), Some(2));
     let second = within("a refusal", answers.message()).await;
     assert_eq!(second.expect_err("refused").code(), Code::PermissionDenied);
+    manager.stop().await;
+}
+
+/// A leader may go on with a stream of entries whose next ones it has purged meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_that_would_leave_a_hole_is_refused_and_the_replica_goes_on() {
+    let manager = Manager::start(1, timing()).await;
+    let channel = Plain.channel(1, &manager.member).expect("an address");
+    let mut client = raft_client::RaftClient::new(channel);
+    let entry = |index| Entry {
+        log_id: log_id(3, index),
+        payload: openraft::EntryPayload::Blank,
+    };
+    let append = |entries: &[u64]| {
+        let append = message::encode_append(AppendEntriesRequest {
+            vote: Vote::new_committed(3, 2),
+            prev_log_id: None,
+            entries: entries.iter().map(|index| entry(*index)).collect(),
+            leader_commit: None,
+        });
+        binding(2).seal(1, append, &Witness::default())
+    };
+    for broken in [&[1][..], &[0, 2], &[0, 0]] {
+        let mut answers = client
+            .append(tokio_stream::iter([append(&[0]), append(broken)]))
+            .await
+            .expect("the first is good")
+            .into_inner();
+        let first = within("an answer", answers.message()).await;
+        assert!(first.expect("answered").is_some());
+        let second = within("a refusal", answers.message()).await;
+        assert_eq!(
+            second.expect_err("refused").code(),
+            Code::FailedPrecondition,
+            "{broken:?}"
+        );
+        let only = client.append(tokio_stream::iter([append(broken)])).await;
+        assert_eq!(
+            only.expect_err("refused").code(),
+            Code::FailedPrecondition,
+            "{broken:?}"
+        );
+    }
+    assert_eq!(manager.replica.members().last_log, Some(0));
     manager.stop().await;
 }
 
