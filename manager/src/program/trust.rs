@@ -22,8 +22,10 @@ use crate::{lock, view};
 const LOOK: Duration = Duration::from_secs(2);
 /// A manager that hears no leader for this long asks the others whether its certificate is the reason.
 const ALONE: Duration = Duration::from_secs(5);
-/// And asks again at most this often.
-const AGAIN: Duration = Duration::from_secs(2);
+/// And asks again after this time where none of them could say,
+const UNDECIDED: Duration = Duration::from_secs(2);
+/// or after this where one refused it: they listen to few wrong proofs of one address.
+const REFUSED: Duration = Duration::from_secs(15);
 
 /// Follows the cluster until stopped.
 pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
@@ -31,7 +33,7 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = None;
-    let mut asked: Option<Instant> = None;
+    let mut not_before = Instant::now();
     loop {
         // Whether this manager's certificate opens nothing any more. Raft's methods it still opens: such a manager may lead.
         let mut behind = false;
@@ -73,9 +75,9 @@ pub(super) async fn follow(member: &Member, stop: &CancellationToken) {
         }
         let ended = member.machine.now_ms() > member.identity.current().certificate.not_after_ms();
         let alone = ticked && (ended || member.fresh.stale_for() > ALONE);
-        if (alone || behind) && asked.is_none_or(|at| at.elapsed() > AGAIN) {
-            asked = Some(Instant::now());
-            come_back_by_key(member).await;
+        if (alone || behind) && Instant::now() >= not_before {
+            let wait = come_back_by_key(member).await;
+            not_before = Instant::now() + wait;
         }
     }
 }
@@ -128,7 +130,9 @@ async fn report(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
     .await
 }
 
-async fn come_back_by_key(member: &Member) {
+/// Asks one manager after the other. For how long none is to be asked again.
+async fn come_back_by_key(member: &Member) -> Duration {
+    let mut wait = UNDECIDED;
     let _turn = member.turn().await;
     let members = member.replica.members();
     for other in members.nodes.values().filter(|other| other.node != member.node()) {
@@ -138,19 +142,25 @@ async fn come_back_by_key(member: &Member) {
             Ok(credentials) => match taken_up(member, credentials) {
                 Ok(()) => {
                     tracing::info!(target: "audit", "this manager came back by its committed key");
-                    return;
+                    return UNDECIDED;
                 }
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "new credentials could not be kept")
                 }
             },
-            Err(error) => tracing::debug!(
-                manager = other.address,
-                error = chain(&error),
-                "not taken back there"
-            ),
+            Err(error) => {
+                if !error.is_undecided() {
+                    wait = REFUSED;
+                }
+                tracing::debug!(
+                    manager = other.address,
+                    error = chain(&error),
+                    "not taken back there"
+                );
+            }
         }
     }
+    wait
 }
 
 /// By the former root it goes on meeting managers that are not back yet.
