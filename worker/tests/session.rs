@@ -6,7 +6,7 @@ mod support;
 use bulkhead_identity::seam::SystemClock;
 use bulkhead_identity::{Certificate, Credentials, Identity, Key};
 use bulkhead_launcher::connection::Connection;
-use bulkhead_proto::{NodeId, Role, TaskId, wire};
+use bulkhead_proto::{KeyId, NodeId, Role, TaskId, wire};
 use bulkhead_worker::agent::assignment::Packing;
 use bulkhead_worker::agent::{Assignments, Fetch, Input, Known, Layer, Output, Seen};
 use bulkhead_worker::image::BlobStore;
@@ -84,6 +84,22 @@ impl Worker {
             _launcher: far,
             running: tokio::spawn(session.run(1)),
         }
+    }
+
+    /// Gives it a new certificate; of which key.
+    fn renewed(&self, cluster: &Cluster) -> KeyId {
+        let key = Key::generate().unwrap();
+        let new = key.key_id();
+        let subject = self.identity.subject();
+        let certificate = cluster.issue(subject.node, Role::Worker, &key.csr().unwrap(), a_day());
+        let credentials = Credentials {
+            key,
+            certificate: Certificate::from_der(&certificate).unwrap(),
+            chain: Vec::new(),
+            bundle: cluster.bundle(),
+        };
+        self.identity.replace(credentials).unwrap();
+        new
     }
 
     async fn input(&mut self) -> Input {
@@ -301,18 +317,8 @@ async fn a_new_certificate_begins_a_new_session() {
     first.welcome(1, 1).await;
     worker.welcomed().await;
     let before = dialled.load(Ordering::SeqCst);
-    let key = Key::generate().unwrap();
-    let new = key.key_id();
-    let subject = worker.identity.subject();
-    let certificate = cluster.issue(subject.node, Role::Worker, &key.csr().unwrap(), a_day());
-    let credentials = Credentials {
-        key,
-        certificate: Certificate::from_der(&certificate).unwrap(),
-        chain: Vec::new(),
-        bundle: cluster.bundle(),
-    };
+    let new = worker.renewed(&cluster);
     assert_ne!(first.key, new);
-    worker.identity.replace(credentials).unwrap();
     let second = manager.session().await;
     assert_eq!(second.key, new);
     first.ended().await;
@@ -321,6 +327,20 @@ async fn a_new_certificate_begins_a_new_session() {
         before,
         "the manager that was just heard has the first turn"
     );
+}
+
+/// The manager sees the certificate that the session was opened with, and a rotation of the root waits for the new one.
+#[tokio::test]
+async fn a_certificate_that_comes_while_a_session_is_opened_begins_a_new_one() {
+    let cluster = Cluster::new();
+    let mut manager = Manager::start(&cluster).await;
+    let worker = Worker::start(&cluster, &[&manager], Known::default());
+    let first = manager.session().await;
+    let new = worker.renewed(&cluster);
+    first.welcome(1, 1).await;
+    assert_ne!(first.key, new);
+    first.beat(); // so it lasts as long as this end of it
+    assert_eq!(manager.session().await.key, new);
 }
 
 #[tokio::test]

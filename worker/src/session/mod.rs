@@ -163,11 +163,13 @@ impl Session {
 
     /// One session. Sets `worked` once the manager was accepted.
     async fn attend(&mut self, manager: &str, open: Duration, worked: &mut bool) -> End {
+        // From before the stream is opened: a certificate that comes meanwhile is not the one that it is opened with.
+        let rekeyed = self.identity.changed();
         match self.begin(manager, open).await {
             Err(end) => end,
             Ok((stream, welcome)) => {
                 *worked = true;
-                match self.carry(manager, stream, welcome).await {
+                match self.carry(manager, stream, welcome, rekeyed).await {
                     Err(end) => end,
                     Ok(never) => match never {},
                 }
@@ -229,10 +231,10 @@ impl Session {
             channel,
         }: Stream,
         welcome: wire::Welcome,
+        mut rekeyed: watch::Receiver<u64>,
     ) -> Result<std::convert::Infallible, End> {
         while self.outputs.try_recv().is_ok() {} // of an earlier session
         tracing::info!(manager, node.name = welcome.name, "session with a manager");
-        let mut rekeyed = self.identity.changed();
         let mut logs = LogStreams::new(self.runtime.clone(), channel.clone());
         let asked = Duration::from_millis(welcome.heartbeat_ms);
         let pace = if asked.is_zero() {
