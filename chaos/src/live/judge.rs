@@ -145,6 +145,10 @@ pub(super) fn judge(
     if seen.runs.is_empty() {
         unknown.insert(Rule::TasksRunOn);
     }
+    let rotates = |it: &Done| it.fault == Fault::RotateRoot && it.skipped.is_none();
+    if !done.iter().any(rotates) {
+        unknown.insert(Rule::RotationEnds);
+    }
     (broken, unknown)
 }
 

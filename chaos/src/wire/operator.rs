@@ -17,9 +17,9 @@ use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::local_client::LocalClient;
 use bulkhead_proto::wire::{
     BlobHeader, CreateImageRequest, CreateSecretRequest, CreateServiceRequest, CreateTicketRequest,
-    EnrolResponse, GetClusterStatusRequest, InitRequest, IssueOperatorRequest, Label, ListRequest,
-    ListTasksRequest, PushBlobRequest, RemoveRequest, Role, RotateRootRequest, SecretReference, ServiceSpec,
-    TaskState, UpdateServiceRequest, push_blob_request,
+    EnrolResponse, GetClusterStatusRequest, GetRotationRequest, InitRequest, IssueOperatorRequest, Label,
+    ListRequest, ListTasksRequest, PushBlobRequest, RemoveRequest, Role, RotateRootRequest, SecretReference,
+    ServiceSpec, TaskState, UpdateServiceRequest, push_blob_request,
 };
 use bulkhead_proto::{CODE_KEY, Code, limits};
 use tokio::time::{Instant, sleep, timeout};
@@ -758,7 +758,12 @@ impl Client {
         for (number, control) in (1..).zip(&mut self.controls) {
             match timeout(CALL, control.get_cluster_status(GetClusterStatusRequest {})).await {
                 Ok(Ok(status)) if status.get_ref().roots.len() == 1 => {}
-                Ok(Ok(_)) => return Some(format!("m{number} says that a rotation of the root goes on")),
+                Ok(Ok(_)) => {
+                    return Some(format!(
+                        "m{number} says that the root is rotated: {}",
+                        lagging(control).await
+                    ));
+                }
                 Ok(Err(status)) => return Some(format!("m{number} does not answer: {}", status.message())),
                 Err(_) => return Some(format!("m{number} does not answer")),
             }
@@ -805,6 +810,18 @@ impl Client {
         (with_secret != running.len())
             .then(|| format!("{with_secret} of {} tasks have their secret", running.len()))
     }
+}
+
+/// Whom a rotation of the root waits for, and why.
+async fn lagging(control: &mut Control) -> String {
+    let asked = timeout(CALL, control.get_rotation(GetRotationRequest {})).await;
+    let Ok(Ok(status)) = asked else {
+        return "for whom it waits is not said".into();
+    };
+    let status = status.into_inner();
+    let nodes = status.nodes.iter().filter(|it| it.waited_for);
+    let names: Vec<String> = nodes.map(|it| format!("{} {}", it.name, it.lags)).collect();
+    format!("{:?}, waits for {names:?} {}", status.phase(), status.paused)
 }
 
 /// Whether a change surely was not made: another one came first, or what it is about is not there. Of everything else it
