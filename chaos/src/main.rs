@@ -40,7 +40,8 @@ enum Command {
         jobs: Option<usize>,
     },
     /// Three managers in this process, on real time, that are written to as fast as the processors let them: consensus,
-    /// snapshots and purges compete for minutes. Exit code 1 if the leader changed or a rule broke.
+    /// snapshots and purges compete for minutes. Exit code 1 if the leader changed or a rule broke, 2
+    /// if no write was acknowledged.
     Flood {
         /// For so long.
         #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = minutes)]

@@ -270,6 +270,7 @@ impl Report {
 
 /// An object's id.
 pub(super) type Id = [u8; 16];
+
 #[derive(Debug)]
 struct Inner {
     every_message: bool,

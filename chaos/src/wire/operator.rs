@@ -2,24 +2,23 @@
 //!
 //! Everything goes over the real API, as an operator with a certificate; only `init` goes over a local socket.
 
+mod rotation;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use bulkhead_identity::comeback::come_back;
-use bulkhead_identity::follow::{Due, Told as ToldOfRoots, due, renew};
-use bulkhead_identity::seam::SystemEntropy;
 use bulkhead_identity::{Bundle, Certificate, Credentials, Identity, Key, local, tls};
 use bulkhead_lab::client::new_id;
 use bulkhead_proto::wire::control_client::ControlClient;
 use bulkhead_proto::wire::local_client::LocalClient;
 use bulkhead_proto::wire::{
     BlobHeader, CreateImageRequest, CreateSecretRequest, CreateServiceRequest, CreateTicketRequest,
-    EnrolResponse, GetClusterStatusRequest, GetRotationRequest, InitRequest, IssueOperatorRequest, Label,
-    ListRequest, ListTasksRequest, PushBlobRequest, RemoveRequest, Role, RotateRootRequest, SecretReference,
-    ServiceSpec, TaskState, UpdateServiceRequest, push_blob_request,
+    EnrolResponse, GetClusterStatusRequest, InitRequest, IssueOperatorRequest, Label, ListRequest,
+    ListTasksRequest, PushBlobRequest, RemoveRequest, Role, SecretReference, ServiceSpec, TaskState,
+    UpdateServiceRequest, push_blob_request,
 };
 use bulkhead_proto::{CODE_KEY, Code, limits};
 use tokio::time::{Instant, sleep, timeout};
@@ -43,8 +42,6 @@ const VALUE: &[u8] = b"what no file may hold";
 const GUEST: &str = "guest";
 /// A manager that is cut off may take a revoked key for so long; a moment more for what is under way.
 const SHUT_OUT: Duration = limits::FRESHNESS.saturating_add(Duration::from_millis(100));
-/// After so many vain questions in a row an operator asks to come back by its key.
-const VAIN: u32 = 4;
 /// A manager answers far sooner, even to say that nobody leads.
 const CALL: Duration = Duration::from_secs(2);
 /// A change is sent again for so long; what became of it is unknown then.
@@ -497,80 +494,6 @@ impl Client {
         }
     }
 
-    /// Has the root rotated at some time, or not.
-    async fn rotate(mut self) {
-        let trouble = u64::try_from(self.course.plan.trouble.as_micros()).unwrap_or(u64::MAX);
-        for _ in 0..self.dice.below(3) {
-            sleep(self.dice.micros(0, trouble / 2)).await;
-            let Ok(request_id) = new_id() else { return };
-            let request = RotateRootRequest {
-                request_id,
-                ..RotateRootRequest::default()
-            };
-            let outcome = self
-                .change(|mut control| {
-                    let request = request.clone();
-                    async move { control.rotate_root(request).await }
-                })
-                .await;
-            if matches!(outcome, Outcome::Done(..)) {
-                self.course.record.note("the root is rotated");
-                self.course.record.count(|counts| counts.rotations += 1);
-            }
-        }
-    }
-
-    /// Takes up new roots and certificates for all clients, as a context does; where it was late it comes back by its key.
-    async fn follow(mut self) {
-        let mut vain = 0;
-        loop {
-            sleep(self.dice.micros(100_000, 300_000)).await;
-            self.refresh();
-            let at = self.dice.below(self.controls.len());
-            let address = self.course.addresses.manager(at as u64 + 1);
-            let current = self.identity.current();
-            let asked = timeout(
-                CALL,
-                self.controls[at].get_cluster_status(GetClusterStatusRequest {}),
-            )
-            .await;
-            let new = match asked {
-                Ok(Ok(status)) => {
-                    vain = 0;
-                    let told = ToldOfRoots {
-                        roots: &status.get_ref().roots,
-                        former: None,
-                        issuer: &status.get_ref().issuer,
-                    };
-                    match due(&current, &told) {
-                        None => continue,
-                        Some(Due::Trust) => Bundle::from_ders(status.get_ref().roots.clone())
-                            .ok()
-                            .map(|bundle| current.with_bundle(bundle)),
-                        Some(Due::Renew) => {
-                            match tls::channel(&self.identity, &address, tls::Expect::AnyManager) {
-                                Ok(channel) => renew(channel, &SystemEntropy).await.ok(),
-                                Err(_) => None,
-                            }
-                        }
-                    }
-                }
-                Ok(Err(_)) | Err(_) => {
-                    vain += 1;
-                    if vain % VAIN != 0 {
-                        continue;
-                    }
-                    come_back(&current, &address, tls::Expect::AnyManager, &SystemEntropy)
-                        .await
-                        .ok()
-                }
-            };
-            if let Some(new) = new {
-                let _kept = self.identity.replace(new);
-            }
-        }
-    }
-
     /// Asks some manager again and again, as the guest.
     async fn knock(mut self, revoked: Rc<Cell<Option<Instant>>>) {
         loop {
@@ -761,7 +684,7 @@ impl Client {
                 Ok(Ok(_)) => {
                     return Some(format!(
                         "m{number} says that the root is rotated: {}",
-                        lagging(control).await
+                        rotation::lagging(control).await
                     ));
                 }
                 Ok(Err(status)) => return Some(format!("m{number} does not answer: {}", status.message())),
@@ -810,18 +733,6 @@ impl Client {
         (with_secret != running.len())
             .then(|| format!("{with_secret} of {} tasks have their secret", running.len()))
     }
-}
-
-/// Whom a rotation of the root waits for, and why.
-async fn lagging(control: &mut Control) -> String {
-    let asked = timeout(CALL, control.get_rotation(GetRotationRequest {})).await;
-    let Ok(Ok(status)) = asked else {
-        return "for whom it waits is not said".into();
-    };
-    let status = status.into_inner();
-    let nodes = status.nodes.iter().filter(|it| it.waited_for);
-    let names: Vec<String> = nodes.map(|it| format!("{} {}", it.name, it.lags)).collect();
-    format!("{:?}, waits for {names:?} {}", status.phase(), status.paused)
 }
 
 /// Whether a change surely was not made: another one came first, or what it is about is not there. Of everything else it

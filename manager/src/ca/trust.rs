@@ -108,12 +108,11 @@ pub fn told<T>(cluster: &Cluster, act: impl FnOnce(&Told<'_>) -> T) -> Result<T,
     }))
 }
 
-/// Whether a certificate is of one of the [`dropped`] roots, and opens nothing any more. To Raft methods one of the newest, if that was not compromised, still leads: a manager that was off must count for the
-/// quorum before it can be taken back.
+/// Whether a certificate is of one of the [`dropped`] roots, and opens nothing any more. To Raft methods one of the newest, if
+/// that was not compromised, still leads: a manager that was off must count for the quorum before it can be taken back.
 pub fn is_dropped(cluster: &Cluster, dropped: &[Root], certificate: &Certificate, raft: bool) -> bool {
-    let leads = former(cluster).filter(|_| raft);
     let issuer = dropped.iter().find(|root| root.is_issuer_of(certificate));
-    issuer.is_some_and(|root| leads != Some(root.der()))
+    issuer.is_some_and(|root| !(raft && former(cluster) == Some(root.der())))
 }
 
 /// The key id of the cluster's root under which a certificate is believed; empty where it is of none of them.

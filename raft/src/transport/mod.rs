@@ -41,10 +41,14 @@ const SNAPSHOT_BYTES: usize = 1 << 30;
 /// up for a snapshot, and what was purged meanwhile is missing in it. What refuses such an append fails the stream, and
 /// the leader decides anew what to send; a replica that takes it has a hole in its log.
 pub fn is_gapless(append: &AppendEntriesRequest<TypeConfig>) -> bool {
-    let first = append.prev_log_id.map_or(0, |prev| prev.index + 1);
-    (first..)
-        .zip(&append.entries)
-        .all(|(index, entry)| entry.log_id.index == index)
+    // It comes from outside: no index is followed by one that there is not.
+    let after = |last: u64| last.checked_add(1);
+    let mut next = append.prev_log_id.map_or(Some(0), |prev| after(prev.index));
+    append.entries.iter().all(|entry| {
+        let index = entry.log_id.index;
+        let expected = std::mem::replace(&mut next, after(index));
+        expected == Some(index)
+    })
 }
 
 /// Whose messages these are. The same on every message of one connection.

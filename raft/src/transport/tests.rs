@@ -23,7 +23,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Code, Extensions};
 
 use super::message;
-use super::{BindPeer, Binding, Dial, DialError, Network, RaftService, Witness};
+use super::{BindPeer, Binding, Dial, DialError, Network, RaftService, Witness, is_gapless};
 use crate::file_system::SimFileSystem;
 use crate::log_store::Durable;
 use crate::runtime::Blocking;
@@ -341,6 +341,26 @@ async fn a_later_append_of_a_stream_is_checked_like_the_first() {
     let second = within("a refusal", answers.message()).await;
     assert_eq!(second.expect_err("refused").code(), Code::PermissionDenied);
     manager.stop().await;
+}
+
+#[test]
+fn an_index_that_none_can_follow_is_no_way_to_a_panic() {
+    let append = |prev: Option<u64>, entries: &[u64]| AppendEntriesRequest {
+        vote: Vote::new_committed(3, 2),
+        prev_log_id: prev.map(|index| log_id(3, index)),
+        entries: entries
+            .iter()
+            .map(|index| Entry {
+                log_id: log_id(3, *index),
+                payload: openraft::EntryPayload::Blank,
+            })
+            .collect(),
+        leader_commit: None,
+    };
+    assert!(is_gapless(&append(Some(u64::MAX), &[])));
+    assert!(!is_gapless(&append(Some(u64::MAX), &[0])));
+    assert!(is_gapless(&append(Some(u64::MAX - 1), &[u64::MAX])));
+    assert!(!is_gapless(&append(Some(u64::MAX - 1), &[u64::MAX, 0])));
 }
 
 /// A leader may go on with a stream of entries whose next ones it has purged meanwhile.
