@@ -122,12 +122,17 @@ pub fn used(cluster: &Cluster, certificate: &Certificate) -> Vec<u8> {
     root.map_or_else(Vec::new, |root| root.key_id().to_wire())
 }
 
-/// A manager's record with what it trusts and uses.
-pub fn said(record: &Node, current: &Credentials, now_ms: i64) -> Node {
-    let used = current.bundle.issuer_of(&current.certificate);
+/// A manager's record with what it trusts and uses. One that missed a rotation says so by the root that it still uses: it has
+/// to be back before the next one ([`super::rotation::behind`]).
+pub fn said(cluster: &Cluster, record: &Node, current: &Credentials, now_ms: i64) -> Node {
+    let issued = |root: &&Root| root.is_issuer_of(&current.certificate);
+    let dropped = dropped(cluster);
+    let mut known = current.bundle.roots().iter().chain(&dropped);
     let mut said = Node {
         trusts: current.bundle.key_ids(),
-        issuer: used.map_or_else(Vec::new, |root| root.key_id().to_wire()),
+        issuer: known
+            .find(issued)
+            .map_or_else(|| record.issuer.clone(), |root| root.key_id().to_wire()),
         ..record.clone()
     };
     clone::seen(&mut said, current.certificate.key_id(), now_ms);

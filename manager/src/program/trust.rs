@@ -125,7 +125,7 @@ async fn report(member: &Member, cluster: &Cluster) -> anyhow::Result<()> {
         locked_with: locked_with(member),
         // One that has no envelope yet says so by what it said before.
         opened_epoch: member.key_ring.newest(cluster).unwrap_or(node.opened_epoch),
-        ..trust::said(node, &current, member.machine.now_ms())
+        ..trust::said(cluster, node, &current, member.machine.now_ms())
     })
     .await
 }

@@ -119,7 +119,7 @@ pub(super) async fn follow(world: World, me: Number, dice: Dice) {
         let Some(record) = view::node(&state, world.node(me)).filter(|_| still) else {
             continue;
         };
-        let new = trust::said(record, &world.credentials(me).1, world.now_ms());
+        let new = trust::said(cluster, record, &world.credentials(me).1, world.now_ms());
         if new != *record {
             let unchanged = vec![renewal::unchanged(record)];
             let _said_again = world

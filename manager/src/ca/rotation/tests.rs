@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bulkhead_identity::authority::Authority;
 use bulkhead_identity::bundle::Root;
-use bulkhead_identity::{Bundle, Certificate, Key, Subject, csr};
+use bulkhead_identity::{Bundle, Certificate, Credentials, Key, Subject, csr};
 use bulkhead_proto::NodeId;
 use bulkhead_proto::wire::Transaction;
 use prost::Message as _;
@@ -101,11 +101,15 @@ pub(super) fn state(cluster: Cluster, nodes: &[Here], new_root: &[u8], old_root:
             ..Default::default()
         })
     });
+    holding(std::iter::once(Any::Cluster(cluster)).chain(nodes))
+}
+
+fn holding(objects: impl IntoIterator<Item = Any>) -> State {
     let transaction = Transaction {
         level: 1,
         request_id: vec![7; 16],
-        changes: std::iter::once(Any::Cluster(cluster))
-            .chain(nodes)
+        changes: objects
+            .into_iter()
             .map(|any| Change {
                 change: Some(Step::Create(view::object(any))),
             })
@@ -256,6 +260,10 @@ fn nothing_leads_from_a_compromised_root_to_the_new_one() {
 
 /// A manager's, by this root.
 fn certificate(root: &Authority) -> Certificate {
+    pair(root).1
+}
+
+fn pair(root: &Authority) -> (Key, Certificate) {
     let key = Key::generate().expect("a key");
     let public = csr::public_key(&key.csr().expect("a request")).expect("our own");
     let subject = Subject {
@@ -266,7 +274,7 @@ fn certificate(root: &Authority) -> Certificate {
     let der = root
         .issue(&subject, &public, NOW, NOW + 1_000_000)
         .expect("signed");
-    Certificate::from_der(&der).expect("of the profile")
+    (key, Certificate::from_der(&der).expect("of the profile"))
 }
 
 /// The cluster once a rotation to `next` has ended.
@@ -367,6 +375,43 @@ fn a_certificate_of_a_root_that_was_rotated_away_opens_nothing_and_of_the_newest
         assert_eq!(opens(&back(2), raft), [false, false, true, true]);
     }
     assert_eq!(opens(&back(0), false), [true, false, false, true]);
+}
+
+/// Else a second rotation could begin, after which the others would not meet it over Raft.
+#[test]
+fn a_manager_that_trusts_the_new_root_and_still_uses_the_old_one_is_behind() {
+    let (old, new) = (authority(), authority());
+    let founded = Cluster {
+        id: vec![9; 16],
+        root_certificate: old.root_der().to_vec(),
+        ..Default::default()
+    };
+    let cluster = rotated(&founded, &old, &new, false);
+    let says = |cluster: &Cluster, key: Key, certificate: Certificate| {
+        let current = Credentials {
+            key,
+            certificate,
+            chain: Vec::new(),
+            bundle: Bundle::from_ders(trust::roots(cluster)).expect("a root"),
+        };
+        trust::said(cluster, &Node::default(), &current, NOW).issuer
+    };
+    for (root, certified) in [(&old, &old), (&new, &new)] {
+        let (key, certificate) = pair(certified);
+        assert_eq!(says(&cluster, key, certificate), id(root.root_der()));
+    }
+    let state = |issuer: Vec<u8>| {
+        let node = Node {
+            id: vec![1; 16],
+            name: "m1".into(),
+            role: Role::Manager.into(),
+            issuer,
+            ..Default::default()
+        };
+        holding([Any::Cluster(cluster.clone()), Any::Node(node)])
+    };
+    assert!(behind(&state(id(old.root_der()))).is_some());
+    assert!(behind(&state(id(new.root_der()))).is_none());
 }
 
 #[test]
