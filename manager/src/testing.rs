@@ -250,18 +250,20 @@ impl Manager {
         let registry = Registry::open(folder.path(), Arc::new(peers.clone())).expect("a folder");
         let signs = Signs::default();
         let dispatcher = DispatcherService::new(dispatcher::Parts {
-            replica: replica.clone(),
-            proposer: proposer.clone(),
-            fresh: fresh.clone(),
-            ring: ring.clone(),
+            desk: Arc::new(dispatcher::Desk {
+                replica: replica.clone(),
+                proposer: proposer.clone(),
+                fresh: fresh.clone(),
+                ring: ring.clone(),
+                sessions: sessions.clone(),
+                signs: signs.clone(),
+                reports: handle,
+                notes: notes.clone(),
+                clock: clock.clone(),
+                entropy: entropy.clone(),
+            }),
             registry: registry.clone(),
-            sessions: sessions.clone(),
-            signs: signs.clone(),
-            reports: handle,
             enrolment: enrolment.clone(),
-            notes: notes.clone(),
-            clock: clock.clone(),
-            entropy: entropy.clone(),
         });
         let control = Control::new(control_api::Parts {
             replica: replica.clone(),

@@ -8,7 +8,7 @@ use bulkhead_proto::wire::{
 };
 use tonic::Status;
 
-use super::Service;
+use super::Desk;
 use crate::authz::{Principal, stale};
 use crate::ca::renewal::unchanged;
 use crate::ca::{clone, manager_addresses, trust};
@@ -16,19 +16,19 @@ use crate::view;
 
 /// Answers a standby, and keeps what it says of its roots.
 pub(super) fn attend(
-    service: &Service,
+    desk: &Desk,
     caller: &Principal,
     request: AttendRequest,
 ) -> Result<AttendResponse, Status> {
     let (subject, key) = caller.node_and_key()?;
-    let state = service.replica.state();
+    let state = desk.replica.state();
     let (Some(node), Some(cluster)) = (view::node(&state, subject.node), view::cluster(&state)) else {
         return Err(stale());
     };
     // A manager on its way asks what it is by now: it stands by once its store is gone, and then says what it trusts.
     let stands_by = node.role() == Role::Standby && !request.trusts.is_empty();
     if stands_by {
-        service.signs.heard(subject.node, service.clock.monotonic());
+        desk.signs.heard(subject.node, desk.clock.monotonic());
     }
     let mut trusts = request.trusts;
     trusts.retain(|id| KeyId::try_from(id.as_slice()).is_ok());
@@ -39,10 +39,10 @@ pub(super) fn attend(
         issuer: used.map_or_else(Vec::new, |it| trust::used(cluster, it)),
         ..node.clone()
     };
-    clone::seen(&mut new, key, service.now_ms());
+    clone::seen(&mut new, key, desk.now_ms());
     // A manager that is to be demoted speaks for its roots itself.
     if stands_by && new != *node {
-        keep(service, caller, node, new);
+        keep(desk, caller, node, new);
     }
     Ok(AttendResponse {
         role: node.role,
@@ -55,15 +55,15 @@ pub(super) fn attend(
 }
 
 /// Beside the answer, which does not depend on it; what fails is tried again with the next sign of life.
-fn keep(service: &Service, caller: &Principal, old: &Node, new: Node) {
-    let Some(request) = service.request_id() else {
+fn keep(desk: &Desk, caller: &Principal, old: &Node, new: Node) {
+    let Some(request) = desk.request_id() else {
         return;
     };
     let conditions = vec![unchanged(old)];
     let change = Change {
         change: Some(Step::Replace(view::object(Any::Node(new)))),
     };
-    let (proposer, actor) = (service.proposer.clone(), caller.actor.clone());
+    let (proposer, actor) = (desk.proposer.clone(), caller.actor.clone());
     tokio::spawn(async move {
         if let Err(error) = proposer.client(&actor, request, conditions, vec![change]).await {
             tracing::debug!(%error, "what a standby trusts is not kept yet");

@@ -43,6 +43,7 @@ use crate::registry::{self, Registry};
 use crate::view;
 
 pub use reports::{Committer, Reports, reports};
+pub use session::carry;
 pub use sessions::{LogParts, Sessions};
 
 /// Messages that wait for a worker's stream.
@@ -54,9 +55,9 @@ const WITHDRAWALS: usize = 5;
 /// How often a follower tells the leader of the workers that it hears. A worker's time is five of it.
 const REPORT: Duration = Duration::from_millis(250);
 
-/// What the dispatcher is made of.
+/// What sessions are made of.
 #[derive(Debug)]
-pub struct Parts {
+pub struct Desk {
     /// The state.
     pub replica: Replica,
     /// Changes of node records.
@@ -65,16 +66,12 @@ pub struct Parts {
     pub fresh: Fresh,
     /// Opens secrets.
     pub ring: KeyRing,
-    /// Blobs of images.
-    pub registry: Registry,
     /// Who is connected.
     pub sessions: Sessions,
     /// Signs of life.
     pub signs: Signs,
     /// Reports of tasks; its [`Committer`] must run.
     pub reports: Reports,
-    /// Renews certificates.
-    pub enrolment: EnrolmentService,
     /// Where refusals are noted.
     pub notes: Notes,
     /// Time.
@@ -83,11 +80,20 @@ pub struct Parts {
     pub entropy: Arc<dyn Entropy>,
 }
 
-type Service = Arc<Parts>;
+/// What the dispatcher is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where workers have their sessions.
+    pub desk: Arc<Desk>,
+    /// Blobs of images.
+    pub registry: Registry,
+    /// Renews certificates.
+    pub enrolment: EnrolmentService,
+}
 
 /// The gRPC service.
 #[derive(Debug, Clone)]
-pub struct DispatcherService(Service);
+pub struct DispatcherService(Arc<Parts>);
 
 impl DispatcherService {
     /// Serves workers with these parts.
@@ -116,7 +122,7 @@ impl Dispatcher for DispatcherService {
         let (out, down) = mpsc::channel(DOWN);
         // It ends with the stream: when the worker leaves, the layer ends it, or the server stops.
         tokio::spawn(session::carry(
-            self.0.clone(),
+            self.0.desk.clone(),
             caller,
             subject.node,
             request.into_inner(),
@@ -135,10 +141,11 @@ impl Dispatcher for DispatcherService {
         let (subject, _) = caller.node_and_key()?;
         let request = request.into_inner();
         let digest = registry::digest(&request.digest)?;
-        if !assignments::needs_blob(&self.0.replica.state(), subject.node, &digest) {
+        if !assignments::needs_blob(&self.0.desk.replica.state(), subject.node, &digest) {
             tracing::warn!(target: "audit", node = %subject.node, %digest, "blob refused");
             let from = caller.address.map(|it| it.ip());
             self.0
+                .desk
                 .notes
                 .refused(&caller.actor, from, "blob: no task of this node needs it");
             return Err(refuse(
@@ -153,7 +160,7 @@ impl Dispatcher for DispatcherService {
 
     async fn attend(&self, request: Request<AttendRequest>) -> Result<Response<AttendResponse>, Status> {
         let caller = Principal::of(&request)?;
-        let answer = attend::attend(&self.0, &caller, request.into_inner())?;
+        let answer = attend::attend(&self.0.desk, &caller, request.into_inner())?;
         Ok(Response::new(answer))
     }
 
@@ -172,7 +179,7 @@ impl Dispatcher for DispatcherService {
         let (subject, _) = caller.node_and_key()?;
         let id = request_id(&request.get_ref().request_id)?;
         for _ in 0..WITHDRAWALS {
-            let state = self.0.replica.state();
+            let state = self.0.desk.replica.state();
             let Some(node) = view::node(&state, subject.node) else {
                 return Ok(Response::new(WithdrawResponse { index: state.index() }));
             };
@@ -180,7 +187,7 @@ impl Dispatcher for DispatcherService {
             if node.role() != view::wire_role(subject.role) {
                 tracing::warn!(target: "audit", node = %subject.node, "withdrawal refused");
                 let from = caller.address.map(|it| it.ip());
-                self.0.notes.refused(
+                self.0.desk.notes.refused(
                     &caller.actor,
                     from,
                     "withdraw: the key is not of this node's role",
@@ -192,10 +199,11 @@ impl Dispatcher for DispatcherService {
                     "a manager leaves with `bulkhead cluster leave` on its own machine",
                 ));
             }
-            let now = i64::try_from(self.0.clock.wall_millis()).unwrap_or(i64::MAX);
+            let now = i64::try_from(self.0.desk.clock.wall_millis()).unwrap_or(i64::MAX);
             let changes = removal::whole(&state, subject.node, node, now);
             let outcome = self
                 .0
+                .desk
                 .proposer
                 .client(&caller.actor, id, vec![unchanged(node)], changes)
                 .await
@@ -228,6 +236,7 @@ impl Dispatcher for DispatcherService {
         // Only what this manager asked of this very worker.
         let reader = self
             .0
+            .desk
             .sessions
             .answered(subject.node, stream)
             .ok_or_else(unasked)?;
@@ -242,7 +251,7 @@ impl Dispatcher for DispatcherService {
                 part = parts.message() => part?,
             };
         }
-        self.0.sessions.ended(stream);
+        self.0.desk.sessions.ended(stream);
         Ok(Response::new(PushLogsResponse {}))
     }
 }

@@ -1,6 +1,7 @@
 //! One worker's session: assignments down, reports and signs of life up. The layer before the service ends the stream
 //! when the worker's key is removed or this replica cannot tell any more; then nothing takes what is sent here.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_identity::bundle::ROOTS;
@@ -12,17 +13,17 @@ use bulkhead_proto::wire::{
 use bulkhead_proto::wire::{Change, RejectionCode};
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, SecretId, limits};
 use bulkhead_raft::state::{Key, State};
-use futures::StreamExt as _;
 use futures::stream::FuturesOrdered;
+use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
+use super::Desk;
 use super::assignments::{self, Told, Update};
 use super::reports;
 use super::sessions::Entry;
-use super::{Parts, Service};
 use crate::authz::Principal;
 use crate::ca::admission::{bounded, published};
 use crate::ca::renewal::unchanged;
@@ -62,7 +63,7 @@ enum End {
 
 /// A session under way.
 struct Session {
-    service: Service,
+    desk: Arc<Desk>,
     node: NodeId,
     out: Out,
     told: Told,
@@ -73,19 +74,19 @@ struct Session {
     cluster: u64,
 }
 
-/// Carries a session until it ends.
-pub(super) async fn carry(
-    service: Service,
+/// Carries the session of a worker until it ends: what the worker says comes by `up`, and what it is told goes out by `out`.
+pub async fn carry(
+    desk: Arc<Desk>,
     caller: Principal,
     node: NodeId,
-    mut up: Streaming<SessionUp>,
+    mut up: impl Stream<Item = Result<SessionUp, Status>> + Send + Unpin,
     out: Out,
 ) {
-    let notes = service.notes.clone();
+    let notes = desk.notes.clone();
     let end = match hello(&mut up).await {
         Ok(hello) => {
             let mut session = Session {
-                service,
+                desk,
                 node,
                 out: out.clone(),
                 told: Told::default(),
@@ -139,9 +140,11 @@ pub(super) async fn carry(
     }
 }
 
-async fn hello(up: &mut Streaming<SessionUp>) -> Result<SessionHello, End> {
-    let first = timeout(HELLO, up.message()).await.map_err(|_| End::Gone)?;
-    match first.map_err(|_| End::Gone)?.and_then(|it| it.message) {
+async fn hello(
+    up: &mut (impl Stream<Item = Result<SessionUp, Status>> + Unpin),
+) -> Result<SessionHello, End> {
+    let first = timeout(HELLO, up.next()).await.map_err(|_| End::Gone)?;
+    match first.and_then(Result::ok).and_then(|it| it.message) {
         Some(Up::Hello(hello)) => Ok(hello),
         _ => Err(unfitting("the first message of a session is a hello")),
     }
@@ -152,13 +155,13 @@ impl Session {
         &mut self,
         hello: SessionHello,
         caller: &Principal,
-        mut up: Streaming<SessionUp>,
+        mut up: impl Stream<Item = Result<SessionUp, Status>> + Unpin,
     ) -> Result<(), End> {
         self.welcome(&hello).await?;
-        let mut entry = self.service.sessions.enter(self.node);
+        let mut entry = self.desk.sessions.enter(self.node);
         self.alive();
         let mut jobs = JoinSet::new();
-        jobs.spawn(describe(self.service.clone(), caller.clone(), self.node, hello));
+        jobs.spawn(describe(self.desk.clone(), caller.clone(), self.node, hello));
         let mut acks = FuturesOrdered::new();
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -195,8 +198,8 @@ impl Session {
                     None => return Err(End::Refused(crate::authz::stale())),
                 },
                 Some(_) = jobs.join_next() => {}
-                message = up.message(), if acks.len() < BATCHES => {
-                    let message = message.map_err(|_| End::Gone)?.ok_or(End::Gone)?;
+                message = up.next(), if acks.len() < BATCHES => {
+                    let message = message.and_then(Result::ok).ok_or(End::Gone)?;
                     heard = Instant::now();
                     self.alive();
                     match message.message {
@@ -204,11 +207,11 @@ impl Session {
                         Some(Up::Applied(_)) => {}
                         Some(Up::Status(batch)) => {
                             let sequence = batch.sequence;
-                            let state = self.service.replica.state();
+                            let state = self.desk.replica.state();
                             let observed = reports::check(&state, self.node, batch).map_err(|error| {
                                 unfitting(&error.to_string())
                             })?;
-                            let reports = self.service.reports.clone();
+                            let reports = self.desk.reports.clone();
                             acks.push_back(async move { reports.commit(observed).await.then_some(sequence) });
                         }
                         Some(Up::Hello(_)) => return Err(unfitting("a second hello")),
@@ -221,7 +224,7 @@ impl Session {
     }
 
     async fn welcome(&mut self, hello: &SessionHello) -> Result<(), End> {
-        let state = self.service.replica.state();
+        let state = self.desk.replica.state();
         let (Some(node), Some(cluster)) = (view::node(&state, self.node), view::cluster(&state)) else {
             return Err(End::Refused(crate::authz::stale()));
         };
@@ -240,10 +243,10 @@ impl Session {
     }
 
     async fn beat(&mut self) -> Result<(), End> {
-        if !self.service.fresh.is_fresh() {
+        if !self.desk.fresh.is_fresh() {
             return Ok(());
         }
-        let state = self.service.replica.state();
+        let state = self.desk.replica.state();
         let managers = manager_addresses(&state);
         if let Some(cluster) = view::cluster(&state)
             && !managers.is_empty()
@@ -262,7 +265,7 @@ impl Session {
                 self.send(Down::Managers(list)).await?;
             }
         }
-        let now = i64::try_from(self.service.clock.wall_millis()).unwrap_or(i64::MAX);
+        let now = i64::try_from(self.desk.clock.wall_millis()).unwrap_or(i64::MAX);
         let index = state.index();
         self.send(Down::Beat(Beat { index, now })).await
     }
@@ -270,10 +273,10 @@ impl Session {
     /// Tells the worker what is new for it. `false` where this has to be tried again: the replica is not fresh, or a
     /// secret did not open.
     async fn assign(&mut self) -> Result<bool, End> {
-        if !self.service.fresh.is_fresh() {
+        if !self.desk.fresh.is_fresh() {
             return Ok(false);
         }
-        let state = self.service.replica.state();
+        let state = self.desk.replica.state();
         let update = assignments::plan(&state, self.node, &self.told);
         if update.is_empty() && !self.complete {
             return Ok(true);
@@ -288,7 +291,7 @@ impl Session {
             let secret = !part.secrets.is_empty();
             self.sequence = part.sequence;
             // Once more, as the last thing before a secret leaves: of this replica, and of what is committed by now.
-            if !self.service.fresh.is_fresh() || (secret && !self.still_needed(&part.secrets)) {
+            if !self.desk.fresh.is_fresh() || (secret && !self.still_needed(&part.secrets)) {
                 return Err(End::Refused(crate::authz::stale()));
             }
             self.send(Down::Assignments(part)).await?;
@@ -302,7 +305,7 @@ impl Session {
         let open = |id: &SecretId| {
             let secret = view::secret(state, *id)?;
             let place = Key::new(Kind::Secret, *id.as_bytes());
-            match self.service.ring.open(cluster, place, secret.value.as_ref()?) {
+            match self.desk.ring.open(cluster, place, secret.value.as_ref()?) {
                 Ok(mut value) => Some(AssignedSecret {
                     id: id.to_wire(),
                     name: secret.name.clone(),
@@ -318,7 +321,7 @@ impl Session {
     }
 
     fn still_needed(&self, secrets: &[AssignedSecret]) -> bool {
-        let state = self.service.replica.state();
+        let state = self.desk.replica.state();
         secrets.iter().all(|secret| {
             SecretId::try_from(secret.id.as_slice())
                 .is_ok_and(|id| assignments::needs_secret(&state, self.node, id))
@@ -326,15 +329,13 @@ impl Session {
     }
 
     fn clock_says(&self, now: i64) {
-        let own = i64::try_from(self.service.clock.wall_millis()).unwrap_or(i64::MAX);
-        let clocks = self.service.fresh.clocks();
-        clocks.worker(self.node, now.saturating_sub(own), self.service.clock.monotonic());
+        let own = i64::try_from(self.desk.clock.wall_millis()).unwrap_or(i64::MAX);
+        let clocks = self.desk.fresh.clocks();
+        clocks.worker(self.node, now.saturating_sub(own), self.desk.clock.monotonic());
     }
 
     fn alive(&self) {
-        self.service
-            .signs
-            .heard(self.node, self.service.clock.monotonic());
+        self.desk.signs.heard(self.node, self.desk.clock.monotonic());
     }
 
     async fn send(&self, message: Down) -> Result<(), End> {
@@ -358,14 +359,14 @@ fn unfitting(what: &str) -> End {
 }
 
 /// Keeps what the worker says of itself in its record, and the root of the certificate that it came with.
-async fn describe(service: Service, caller: Principal, node: NodeId, hello: SessionHello) {
+async fn describe(desk: Arc<Desk>, caller: Principal, node: NodeId, hello: SessionHello) {
     let description = bounded(hello.description.unwrap_or_default());
     let address = published(&description, caller.address.map(|it| it.ip()));
     let mut trusts = hello.trusts;
     trusts.retain(|id| KeyId::try_from(id.as_slice()).is_ok());
     trusts.truncate(ROOTS);
     loop {
-        let state = service.replica.state();
+        let state = desk.replica.state();
         let (Some(record), Some(cluster)) = (view::node(&state, node), view::cluster(&state)) else {
             return;
         };
@@ -378,7 +379,7 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
             ..record.clone()
         };
         if let Some(key) = caller.key_id {
-            clone::seen(&mut new, key, service.now_ms());
+            clone::seen(&mut new, key, desk.now_ms());
         }
         if new == *record {
             return;
@@ -386,10 +387,10 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
         let change = Change {
             change: Some(Step::Replace(view::object(Any::Node(new)))),
         };
-        let Some(request) = service.request_id() else {
+        let Some(request) = desk.request_id() else {
             return;
         };
-        match service
+        match desk
             .proposer
             .client(&caller.actor, request, vec![unchanged(record)], vec![change])
             .await
@@ -407,7 +408,7 @@ async fn describe(service: Service, caller: Principal, node: NodeId, hello: Sess
     }
 }
 
-impl Parts {
+impl Desk {
     pub(super) fn request_id(&self) -> Option<RequestId> {
         let mut id = [0; 16];
         self.entropy.fill(&mut id).ok()?;

@@ -141,10 +141,15 @@ impl Fresh {
                 }
                 return;
             }
-            let mut state = self.lock();
-            state.answered(sent_at, index);
-            state.applied(self.replica.index());
+            self.answered(sent_at, index);
         }
+    }
+
+    /// The leader answered a question that was sent at this time, by this manager's monotonic clock, with this read index.
+    pub fn answered(&self, sent_at: Duration, index: u64) {
+        let mut state = self.lock();
+        state.answered(sent_at, index);
+        state.applied(self.replica.index());
     }
 
     /// The index that a read must have applied, and how far a follower's clock is ahead of the managers' median. A leader

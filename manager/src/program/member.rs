@@ -422,18 +422,20 @@ impl Member {
         );
         let (reports, committer) = dispatcher::reports(proposer.clone(), entropy.clone(), subject.node);
         let dispatcher = DispatcherService::new(dispatcher::Parts {
-            replica: replica.clone(),
-            proposer: proposer.clone(),
-            fresh: fresh.clone(),
-            ring: key_ring.clone(),
+            desk: Arc::new(dispatcher::Desk {
+                replica: replica.clone(),
+                proposer: proposer.clone(),
+                fresh: fresh.clone(),
+                ring: key_ring.clone(),
+                sessions: sessions.clone(),
+                signs: signs.clone(),
+                reports,
+                notes: notes.clone(),
+                clock: clock.clone(),
+                entropy: entropy.clone(),
+            }),
             registry: registry.clone(),
-            sessions: sessions.clone(),
-            signs: signs.clone(),
-            reports,
             enrolment: enrolment.clone(),
-            notes: notes.clone(),
-            clock: clock.clone(),
-            entropy: entropy.clone(),
         });
         let control = Control::new(control_api::Parts {
             replica: replica.clone(),
