@@ -27,6 +27,7 @@ use tokio::time::{sleep, timeout};
 use crate::log_store::LogStore;
 use crate::membership::{CAUGHT_UP, Facts, Step, next_step};
 use crate::planted::{Bug, planted};
+use crate::runtime::watch::{Receiver, Sender};
 use crate::runtime::{Runtime, seeded};
 use crate::state::{Compacted, State};
 use crate::state_machine::{Keeper, StateMachine, View};
@@ -173,7 +174,7 @@ struct Inner {
     member: u64,
     raft: Raft,
     view: Arc<View>,
-    leadership: watch::Receiver<Leadership>,
+    leadership: Receiver<Leadership>,
     room: watch::Receiver<bool>,
     lease: Duration,
     proposals: Semaphore,
@@ -239,7 +240,8 @@ impl Replica {
         let raft = Raft::new(core.member, config, core.network, core.log, machine)
             .await
             .map_err(StartError::Raft)?;
-        let (leadership, leadership_seen) = watch::channel(Leadership::default());
+        let leadership = Sender::new(Leadership::default());
+        let leadership_seen = leadership.subscribe();
         let (room, room_seen) = watch::channel(core.disk.has_room());
         let watcher = leadership::Watcher {
             member: core.member,
@@ -294,7 +296,7 @@ impl Replica {
     }
 
     /// Wakes when more was applied; the number is the index. What changed is in [`Replica::events_since`].
-    pub fn applied(&self) -> watch::Receiver<u64> {
+    pub fn applied(&self) -> Receiver<u64> {
         self.0.view.applied()
     }
 
@@ -302,7 +304,7 @@ impl Replica {
     pub async fn wait_applied(&self, index: u64) {
         // It fails only when the view is gone, which this handle keeps.
         let mut applied = self.0.view.applied();
-        drop(applied.wait_for(|_| self.has_applied(index)).await);
+        let _gone = applied.wait_for(|_| self.has_applied(index)).await;
     }
 
     /// Whether the state is at this index or later.
@@ -324,7 +326,7 @@ impl Replica {
     }
 
     /// Who leads, and whether this replica may act as the leader.
-    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+    pub fn leadership(&self) -> Receiver<Leadership> {
         self.0.leadership.clone()
     }
 

@@ -12,10 +12,10 @@ use bulkhead_proto::wire::{Event, Outcome};
 use futures::{Stream, StreamExt as _};
 use openraft::storage::{ApplyResponder, EntryResponder};
 use openraft::{EntryPayload, RaftSnapshotBuilder, storage::RaftStateMachine};
-use tokio::sync::watch;
 
 use crate::planted::{Bug, planted};
 use crate::runtime::Blocking;
+use crate::runtime::watch::{Receiver, Sender};
 use crate::state::{Applied, Compacted, EventRing, State};
 use crate::{Answer, LogId, StoredMembership, TypeConfig};
 
@@ -41,7 +41,7 @@ pub trait Snapshots: fmt::Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct View {
     published: Mutex<Published>,
-    applied: watch::Sender<u64>,
+    applied: Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -61,7 +61,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl View {
     fn new(state: State, last: Option<LogId>, kept: usize) -> Self {
         Self {
-            applied: watch::Sender::new(state.index()),
+            applied: Sender::new(state.index()),
             published: Mutex::new(Published {
                 events: EventRing::new(state.index(), kept),
                 state,
@@ -83,7 +83,7 @@ impl View {
         lock(&self.published).last
     }
 
-    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+    pub(crate) fn applied(&self) -> Receiver<u64> {
         self.applied.subscribe()
     }
 

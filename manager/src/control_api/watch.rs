@@ -44,7 +44,7 @@ pub(super) fn watch(
         async move {
             let mut applied = replica.applied();
             let reached = match applied.wait_for(|applied| *applied > after).await {
-                Ok(reached) => *reached,
+                Ok(()) => *applied.borrow(),
                 Err(_) => return Ok(None),
             };
             let events = replica.events_since(after).map_err(|error| compacted(&error))?;

@@ -12,6 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{Disk, Raft};
 use crate::TypeConfig;
 use crate::planted::{Bug, planted};
+use crate::runtime::watch::Sender;
 use crate::state_machine::View;
 
 /// How often the disk's free space is asked for.
@@ -58,7 +59,7 @@ pub(super) struct Watcher {
     pub(super) member: u64,
     pub(super) raft: Raft,
     pub(super) view: Arc<View>,
-    pub(super) leadership: watch::Sender<Leadership>,
+    pub(super) leadership: Sender<Leadership>,
     pub(super) room: watch::Sender<bool>,
     pub(super) disk: Disk,
     pub(super) lease: Duration,

@@ -87,17 +87,22 @@ impl Watch for OrderedWatch {
     }
 }
 
-impl<T: Send + Sync> WatchSender<OrderedWatch, T> for Sender<T> {
-    fn send(&self, value: T) -> Result<(), SendError<T>> {
-        let sent = self.value.send(value).map_err(|error| SendError(error.0));
-        self.wake.0.notify_waiters();
-        sent
+impl<T: Send + Sync> Sender<T> {
+    /// With this value first, and nobody who looks yet.
+    pub fn new(init: T) -> Self {
+        OrderedWatch::channel(init).0
     }
 
-    fn send_if_modified<F>(&self, modify: F) -> bool
-    where
-        F: FnOnce(&mut T) -> bool,
-    {
+    /// One more who looks.
+    pub fn subscribe(&self) -> Receiver<T> {
+        Receiver {
+            value: self.value.subscribe(),
+            wake: self.wake.0.clone(),
+        }
+    }
+
+    /// Changes the value where `modify` says that it did.
+    pub fn send_if_modified(&self, modify: impl FnOnce(&mut T) -> bool) -> bool {
         let modified = self.value.send_if_modified(modify);
         if modified {
             self.wake.0.notify_waiters();
@@ -105,20 +110,25 @@ impl<T: Send + Sync> WatchSender<OrderedWatch, T> for Sender<T> {
         modified
     }
 
-    fn borrow_watched(&self) -> watch::Ref<'_, T> {
-        self.value.borrow()
-    }
-
-    fn subscribe(&self) -> Receiver<T> {
-        Receiver {
-            value: self.value.subscribe(),
-            wake: self.wake.0.clone(),
-        }
+    /// Sets the value, whoever looks; gives the one before.
+    pub fn send_replace(&self, value: T) -> T {
+        let before = self.value.send_replace(value);
+        self.wake.0.notify_waiters();
+        before
     }
 }
 
-impl<T: Send + Sync> WatchReceiver<OrderedWatch, T> for Receiver<T> {
-    async fn changed(&mut self) -> Result<(), RecvError> {
+impl<T: Send + Sync> Receiver<T> {
+    /// The value now.
+    pub fn borrow(&self) -> watch::Ref<'_, T> {
+        self.value.borrow()
+    }
+
+    /// Waits for the next value.
+    ///
+    /// # Errors
+    /// Where the last sender went.
+    pub async fn changed(&mut self) -> Result<(), RecvError> {
         loop {
             // Listening before looking, so that a value that comes in between wakes us.
             let wake = self.wake.clone();
@@ -132,6 +142,51 @@ impl<T: Send + Sync> WatchReceiver<OrderedWatch, T> for Receiver<T> {
             }
             woken.await;
         }
+    }
+
+    /// The value now, which is then seen.
+    pub fn borrow_and_update(&mut self) -> watch::Ref<'_, T> {
+        self.value.borrow_and_update()
+    }
+
+    /// Waits until the value is one for which `fits` holds; the value that is there counts.
+    ///
+    /// # Errors
+    /// Where the last sender went before.
+    pub async fn wait_for(&mut self, mut fits: impl FnMut(&T) -> bool) -> Result<(), RecvError> {
+        while !fits(&self.value.borrow_and_update()) {
+            self.changed().await?;
+        }
+        Ok(())
+    }
+}
+
+impl<T: Send + Sync> WatchSender<OrderedWatch, T> for Sender<T> {
+    fn send(&self, value: T) -> Result<(), SendError<T>> {
+        let sent = self.value.send(value).map_err(|error| SendError(error.0));
+        self.wake.0.notify_waiters();
+        sent
+    }
+
+    fn send_if_modified<F>(&self, modify: F) -> bool
+    where
+        F: FnOnce(&mut T) -> bool,
+    {
+        Sender::send_if_modified(self, modify)
+    }
+
+    fn borrow_watched(&self) -> watch::Ref<'_, T> {
+        self.value.borrow()
+    }
+
+    fn subscribe(&self) -> Receiver<T> {
+        Sender::subscribe(self)
+    }
+}
+
+impl<T: Send + Sync> WatchReceiver<OrderedWatch, T> for Receiver<T> {
+    async fn changed(&mut self) -> Result<(), RecvError> {
+        Receiver::changed(self).await
     }
 
     fn borrow_watched(&self) -> watch::Ref<'_, T> {
