@@ -70,6 +70,7 @@ impl Ground {
                 Fault::Kill
                     | Fault::KillAgent
                     | Fault::Pause
+                    | Fault::LoseStore
                     | Fault::ClockAhead
                     | Fault::ClockBehind
                     | Fault::ClockJumps
@@ -327,6 +328,31 @@ impl Cluster {
         Ok(())
     }
 
+    /// The folders of a manager's replicated store: one for each time that a cluster was begun anew.
+    pub(super) async fn stores(&self, at: usize) -> anyhow::Result<Vec<PathBuf>> {
+        let data = match self {
+            Self::Lab { lab, .. } => {
+                let machine = lab.managers.get(at);
+                machine.context("only managers have a store")?.folder.clone()
+            }
+            Self::Compose(compose) => compose.data(at).await?,
+            Self::Dev(dev) => dev.data(at),
+        };
+        let unreadable = || format!("could not read {}", data.display());
+        let mut stores = Vec::new();
+        for entry in std::fs::read_dir(&data).with_context(unreadable)? {
+            let path = entry.with_context(unreadable)?.path();
+            if path
+                .file_name()
+                .is_some_and(|name| is_store(&name.to_string_lossy()))
+            {
+                stores.push(path);
+            }
+        }
+        anyhow::ensure!(!stores.is_empty(), "there is no store in {}", data.display());
+        Ok(stores)
+    }
+
     /// Whether its processes go on when this program dies.
     pub(super) fn outlives_us(&self) -> bool {
         !matches!(self, Self::Lab { .. })
@@ -444,6 +470,12 @@ impl Cluster {
         ];
         Some(own.into_iter().chain(update.map(str::to_owned)).collect())
     }
+}
+
+/// Not what a manager put aside of one that was damaged.
+fn is_store(name: &str) -> bool {
+    let epoch = name.strip_prefix("raft-");
+    name == "raft" || epoch.is_some_and(|it| it.parse::<u64>().is_ok())
 }
 
 fn unreachable_node<T>(at: usize) -> anyhow::Result<T> {

@@ -26,6 +26,15 @@ struct Inspected {
     config: Config,
     state: State,
     network_settings: NetworkSettings,
+    mounts: Vec<Mount>,
+}
+
+/// What of this machine a container sees, and where.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Mount {
+    source: PathBuf,
+    destination: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -268,6 +277,20 @@ impl Compose {
         Ok([output.stdout, output.stderr].concat())
     }
 
+    /// Where a node's data folder is on this machine.
+    pub(super) async fn data(&self, at: usize) -> anyhow::Result<PathBuf> {
+        let all = inspect(&self.project).await?;
+        let one = all.iter().find(|one| one.id == self.containers[at]);
+        let one = one.context("the container is gone")?;
+        let data = data_of(one.config.cmd.as_deref().unwrap_or_default());
+        let mount = one
+            .mounts
+            .iter()
+            .find(|it| Some(it.destination.as_path()) == data);
+        let mount = mount.with_context(|| format!("{} has no volume for its --data", self.nodes[at].name))?;
+        Ok(mount.source.clone())
+    }
+
     /// Where the volumes of the project are on this machine.
     pub(super) fn volumes(&self) -> anyhow::Result<Vec<PathBuf>> {
         let filter = format!("label=com.docker.compose.project={}", self.project);
@@ -301,6 +324,12 @@ fn role(command: &[String]) -> Option<Role> {
         Some("bulkhead-launcher") => Some(Role::Worker),
         _ => None,
     }
+}
+
+/// The folder that a program's command line names.
+fn data_of(command: &[String]) -> Option<&Path> {
+    let at = command.iter().position(|word| word == "--data")?;
+    command.get(at + 1).map(Path::new)
 }
 
 fn address(one: &Inspected, network: &str) -> anyhow::Result<Ipv4Addr> {
@@ -388,5 +417,8 @@ mod tests {
         assert_eq!(role("bulkhead-manager --data /d"), Some(Role::Manager));
         assert_eq!(role("/bin/bulkhead-launcher --data /d"), Some(Role::Worker));
         assert_eq!(role("bulkhead cluster init"), None);
+        let line = ["bulkhead-manager", "--data", "/data/manager"].map(str::to_owned);
+        assert_eq!(data_of(&line), Some(Path::new("/data/manager")));
+        assert_eq!(data_of(&line[..2]), None);
     }
 }

@@ -202,6 +202,11 @@ impl Dev {
         Ok(())
     }
 
+    /// The data folder of a node.
+    pub(super) fn data(&self, at: usize) -> PathBuf {
+        self.folder.join(&self.nodes[at].name).join("data")
+    }
+
     /// The processes of a node, by its folder.
     pub(super) fn processes(&self, at: usize) -> Vec<u32> {
         if self.folder.as_os_str().is_empty() {

@@ -343,13 +343,10 @@ impl<'a> Driver<'a> {
         }
         for at in nodes {
             match fault {
-                Fault::Kill => {
-                    self.down.insert(*at);
-                    undo.extend(self.cluster.kill(*at, self.journal).await?);
-                    self.record.event(What::Ends {
-                        node: *at,
-                        how: "killed".into(),
-                    });
+                Fault::Kill => undo.extend(self.kill(*at).await?),
+                Fault::LoseStore => {
+                    self.may_lose_a_store(nodes).await?;
+                    undo.extend(self.lose_store(*at).await?);
                 }
                 Fault::Stop => {
                     self.down.insert(*at);
@@ -385,6 +382,52 @@ impl<'a> Driver<'a> {
             self.rotate().await?;
         }
         Ok((undo, workers))
+    }
+
+    async fn kill(&mut self, at: usize) -> anyhow::Result<Option<usize>> {
+        self.down.insert(at);
+        let undo = self.cluster.kill(at, self.journal).await?;
+        self.record.event(What::Ends {
+            node: at,
+            how: "killed".into(),
+        });
+        Ok(undo)
+    }
+
+    async fn lose_store(&mut self, at: usize) -> anyhow::Result<Option<usize>> {
+        let stores = self.cluster.stores(at).await?;
+        let undo = self.kill(at).await?;
+        for store in &stores {
+            if let Err(error) = std::fs::remove_dir_all(store) {
+                self.down.remove(&at);
+                self.start(at).await?;
+                return Err(error).with_context(|| format!("could not remove {}", store.display()));
+            }
+        }
+        Ok(undo)
+    }
+
+    /// One at a time, and only while every manager votes: with two stores fewer than three managers can lose none is left that
+    /// knows what was acknowledged.
+    async fn may_lose_a_store(&mut self, nodes: &[usize]) -> anyhow::Result<()> {
+        let managers = self.cluster.managers();
+        anyhow::ensure!(
+            nodes.len() == 1 && managers > 2,
+            "no cluster comes back from the loss of so many stores"
+        );
+        for at in 0..managers {
+            let mut control = self.managers.control(at)?;
+            let Ok(Ok(status)) = timeout(CALL, bulkhead_lab::status(&mut control)).await else {
+                continue;
+            };
+            if status.stale {
+                continue;
+            }
+            let votes = status.members.iter().filter(|member| member.voter).count();
+            anyhow::ensure!(votes == managers, "only {votes} of {managers} managers vote now");
+            return Ok(());
+        }
+        anyhow::bail!("no manager says who votes now")
     }
 
     /// Sets the clocks of a node's processes wrong, of those that began meanwhile, too.
@@ -549,7 +592,7 @@ impl<'a> Driver<'a> {
         }
         for at in &one.nodes {
             match one.fault {
-                Fault::Kill | Fault::Stop => {
+                Fault::Kill | Fault::Stop | Fault::LoseStore => {
                     self.down.remove(at);
                     self.start(*at).await?;
                 }
@@ -650,7 +693,7 @@ fn set_clock(pid: u32, offset: i32) -> anyhow::Result<()> {
 /// How a fault is taken back, for the report.
 fn undo(fault: Fault) -> &'static str {
     match fault {
-        Fault::Kill | Fault::Stop => "a start",
+        Fault::Kill | Fault::Stop | Fault::LoseStore => "a start",
         Fault::KillAgent => "its launcher",
         Fault::Pause => "a signal to go on",
         Fault::Disconnect => "its network plugged in",

@@ -39,6 +39,8 @@ pub enum Fault {
     Delay,
     /// Connections to it change a byte now and then.
     Corrupt,
+    /// A manager dies and its replicated store is lost; it starts in the end, and has to come back as a new member.
+    LoseStore,
     /// Its disk is full.
     DiskFull,
     /// Its wall clock is ahead: a manager's by an hour, a worker's by a hundred days.
@@ -75,6 +77,7 @@ impl Fault {
         Self::Reset,
         Self::Delay,
         Self::Corrupt,
+        Self::LoseStore,
         Self::DiskFull,
         Self::ClockAhead,
         Self::ClockBehind,
@@ -103,6 +106,7 @@ impl Fault {
             Self::Reset => "reset",
             Self::Delay => "delay",
             Self::Corrupt => "corrupt",
+            Self::LoseStore => "lose-store",
             Self::DiskFull => "disk-full",
             Self::ClockAhead => "clock-ahead",
             Self::ClockBehind => "clock-behind",
@@ -157,7 +161,7 @@ impl Fault {
     pub fn is_for_workers(self) -> bool {
         !matches!(
             self,
-            Self::Split | Self::Bridge | Self::Ring | Self::DiskFull | Self::NoDescriptors
+            Self::Split | Self::Bridge | Self::Ring | Self::LoseStore | Self::DiskFull | Self::NoDescriptors
         )
     }
 

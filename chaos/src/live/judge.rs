@@ -215,11 +215,12 @@ fn lost(seen: &Seen, end: &End, mut broke: impl FnMut(String)) {
     }
 }
 
-/// Programs that panicked, or ended by themselves otherwise, but for managers whose disk was full a moment ago.
+/// Programs that panicked, or ended by themselves otherwise, but for managers that could not write their log a moment ago: on a
+/// full disk, or where they could open no new part of it.
 fn ended(seen: &Seen, done: &[Done], nodes: &[String]) -> Vec<(Rule, u64, String)> {
-    let full = |name: &String, at: u64| {
+    let cannot_write = |name: &String, at: u64| {
         done.iter().any(|it| {
-            it.fault == Fault::DiskFull
+            matches!(it.fault, Fault::DiskFull | Fault::NoDescriptors)
                 && it.nodes.contains(name)
                 && (it.start_us..it.end_us.saturating_add(FULL_US)).contains(&at)
         })
@@ -233,11 +234,13 @@ fn ended(seen: &Seen, done: &[Done], nodes: &[String]) -> Vec<(Rule, u64, String
                 event.at_us,
                 format!("{} ended by a panic: its log says more", nodes[*node]),
             )),
-            What::Ends { node, how } if by_itself(how) && !full(&nodes[*node], event.at_us) => Some((
-                Rule::StartsAgain,
-                event.at_us,
-                format!("{} ended by itself: {how}", nodes[*node]),
-            )),
+            What::Ends { node, how } if by_itself(how) && !cannot_write(&nodes[*node], event.at_us) => {
+                Some((
+                    Rule::StartsAgain,
+                    event.at_us,
+                    format!("{} ended by itself: {how}", nodes[*node]),
+                ))
+            }
             _ => None,
         })
         .collect()
@@ -383,12 +386,14 @@ mod tests {
             });
         }
         let names = ["manager-1".to_owned()];
-        let mut full = done(Fault::DiskFull, &[], 25, 28);
         let rules =
             |done: &[Done]| -> Vec<Rule> { ended(&seen, done, &names).iter().map(|it| it.0).collect() };
-        assert_eq!(rules(&[full.clone()]), [Rule::StartsAgain, Rule::NoPanic]);
-        full.nodes = names.to_vec();
-        assert_eq!(rules(&[full]), [Rule::NoPanic], "a full disk excuses no panic");
+        for fault in [Fault::DiskFull, Fault::NoDescriptors] {
+            let mut one = done(fault, &[], 25, 28);
+            assert_eq!(rules(&[one.clone()]), [Rule::StartsAgain, Rule::NoPanic]);
+            one.nodes = names.to_vec();
+            assert_eq!(rules(&[one]), [Rule::NoPanic], "{fault} excuses no panic");
+        }
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub enum Plan {
     Partition,
     /// The root is rotated again and again while nodes die and the network is cut.
     Rotation,
-    /// Managers' disks are full, they can open nothing more or hardly run, and they die.
+    /// Managers' disks are full or lost, they can open nothing more or hardly run, and they die.
     Disk,
     /// Wall clocks of single nodes are wrong, or jump.
     Clock,
@@ -94,7 +94,14 @@ impl Plan {
                     [
                         leader(),
                         network(),
-                        vec![(Kill, M), (Pause, M), (Stop, M), (Kill, Target::AllManagers)],
+                        vec![
+                            (Kill, M),
+                            (Pause, M),
+                            (Stop, M),
+                            (LoseStore, M),
+                            (LoseStore, L),
+                            (Kill, Target::AllManagers),
+                        ],
                     ]
                     .concat(),
                 ),
@@ -109,6 +116,8 @@ impl Plan {
                 root((8_000, 14_000)),
             ],
             Self::Disk => vec![managers(vec![
+                (LoseStore, L),
+                (LoseStore, M),
                 (DiskFull, L),
                 (DiskFull, M),
                 (NoDescriptors, L),

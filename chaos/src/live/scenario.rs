@@ -379,6 +379,9 @@ fn mistakes(file: &File) -> Vec<String> {
             (Some(Target::AllManagers), false) if one.fault.is_of_network() => {
                 wrong("a fault of the network has one node as its target");
             }
+            (Some(Target::AllManagers), false) if one.fault == Fault::LoseStore => {
+                wrong("no cluster comes back from the loss of every store: it has one manager as its target");
+            }
             _ => {}
         }
         let often = one
@@ -485,6 +488,7 @@ faults:
   - {at: 1s, fault: ring, target: leader, for: 1s}
   - {at: 1s, fault: pause, target: leader}
   - {every: 1s, from: 20s, fault: pause, target: leader, for: 1s}
+  - {at: 1s, fault: lose-store, target: all-managers, for: 1s}
 ",
         );
         let text = error.expect_err("wrong").to_string();
@@ -501,6 +505,7 @@ faults:
             "so it has no target",
             "it lasts `for`",
             "the first one comes after the end",
+            "the loss of every store",
             "b has 1 to 1000 replicas",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");
