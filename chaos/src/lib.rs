@@ -6,6 +6,7 @@
 pub mod check;
 mod command;
 pub mod flood_command;
+mod image;
 pub mod live;
 pub mod live_command;
 pub mod partitions_command;
@@ -13,6 +14,7 @@ pub mod partitions_command;
 pub mod planted;
 pub mod report;
 pub mod rules;
+mod sandbox;
 pub mod sim;
 pub mod sim_command;
 pub mod wire;

@@ -164,12 +164,29 @@ fn minutes(text: &str) -> Result<f64, String> {
     Err("from 0.3 to 1440".to_owned())
 }
 
+/// Workers of clusters of real programs, and of simulations of whole ones.
+const MOST_WORKERS: u8 = 32;
+/// And where they are plain tasks.
+const MOST_SIMULATED: u16 = 1_000;
+
 fn nodes(text: &str) -> Result<(u8, u8), String> {
+    counts(text, MOST_WORKERS)
+}
+
+fn simulated_nodes(text: &str) -> Result<(u16, u16), String> {
+    counts(text, MOST_SIMULATED)
+}
+
+fn counts<T: std::str::FromStr + Copy + PartialOrd + From<u8> + std::fmt::Display>(
+    text: &str,
+    most: T,
+) -> Result<(T, T), String> {
     let parsed = text.split_once('+').and_then(|(managers, workers)| {
-        let counts = (managers.parse::<u8>().ok()?, workers.parse::<u8>().ok()?);
-        ((1..=9).contains(&counts.0) && counts.1 <= 32).then_some(counts)
+        let counts: (T, T) = (managers.parse().ok()?, workers.parse().ok()?);
+        let fit = (T::from(1)..=T::from(9)).contains(&counts.0) && counts.1 <= most;
+        fit.then_some(counts)
     });
-    parsed.ok_or_else(|| "managers and workers, as 3+3: 1 to 9 and at most 32".to_owned())
+    parsed.ok_or_else(|| format!("managers and workers, as 3+3: 1 to 9 and at most {most}"))
 }
 
 /// How much of the programs a simulation has.
@@ -201,7 +218,7 @@ struct Sim {
     /// With --replay: strikes that are left out, by number.
     #[arg(long, value_name = "NUMBERS", value_delimiter = ',', requires = "replay")]
     without: Vec<u32>,
-    /// With --replay or --level wire: so many clients instead of those of the seed.
+    /// So many clients instead of those of the seed.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100))]
     clients: Option<u64>,
     /// With --replay: things go wrong for so long, in simulated milliseconds.
@@ -210,9 +227,9 @@ struct Sim {
     /// With --replay: each message on the network, too.
     #[arg(long, requires = "replay")]
     messages: bool,
-    /// With --level wire: managers and workers, as 5+20, instead of those of the seed.
-    #[arg(long, value_name = "M+W", value_parser = nodes)]
-    nodes: Option<(u8, u8)>,
+    /// Managers and workers, as 5+20, instead of those of the seed, which has no workers without --level wire.
+    #[arg(long, value_name = "M+W", value_parser = simulated_nodes)]
+    nodes: Option<(u16, u16)>,
     /// With --replay and --level wire: what the programs log, too, as in `info,bulkhead_manager=debug`.
     #[arg(long, value_name = "FILTER", requires = "replay")]
     log: Option<String>,
@@ -281,11 +298,6 @@ fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
     if sim.level == Level::Wire {
         return simulate_programs(sim);
     }
-    anyhow::ensure!(sim.nodes.is_none(), "--nodes is for --level wire");
-    anyhow::ensure!(
-        sim.clients.is_none() || sim.replay.is_some(),
-        "--clients goes with --replay or --level wire"
-    );
     let simulation = Simulation {
         seeds: sim.seeds,
         from: sim.from,
@@ -293,6 +305,7 @@ fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
         replay: sim.replay,
         without: sim.without.into_iter().collect(),
         clients: sim.clients,
+        nodes: sim.nodes,
         trouble_ms: sim.trouble,
         every_message: sim.messages,
         report: sim.report,
@@ -302,6 +315,16 @@ fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
 
 fn simulate_programs(sim: Sim) -> anyhow::Result<Verdict> {
     anyhow::ensure!(!sim.messages, "--messages is for --level core");
+    let nodes = match sim.nodes {
+        None => None,
+        Some((managers, workers)) => Some((
+            u8::try_from(managers)?,
+            u8::try_from(workers)
+                .ok()
+                .filter(|it| *it <= MOST_WORKERS)
+                .ok_or_else(|| anyhow::anyhow!("--level wire has {MOST_WORKERS} workers at most"))?,
+        )),
+    };
     if let Some(filter) = &sim.log {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::try_new(filter)?)
@@ -316,7 +339,7 @@ fn simulate_programs(sim: Sim) -> anyhow::Result<Verdict> {
         replay: sim.replay,
         without: sim.without.into_iter().collect(),
         trouble_ms: sim.trouble,
-        nodes: sim.nodes,
+        nodes,
         clients: sim.clients,
         report: sim.report,
     };

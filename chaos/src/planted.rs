@@ -38,7 +38,7 @@ pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyho
             found.is_none()
         });
         if let (Some(seed), [_], false) = (first, bugs, bug.is_of_rotation()) {
-            shortest(seed, out)?;
+            shortest(Plan::of(seed), out)?;
         }
         plant(None);
         match (first, rule) {

@@ -79,6 +79,7 @@ impl Rule {
         Rule::StartsAgain,
         Rule::ServesAgain,
         Rule::Converges,
+        Rule::WhatIsAskedForRuns,
     ];
     /// Every rule that whole programs in simulation can break.
     pub const OF_WIRE: &[Rule] = &[

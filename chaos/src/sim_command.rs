@@ -31,12 +31,25 @@ pub struct Simulation {
     pub without: BTreeSet<u32>,
     /// And so many clients.
     pub clients: Option<u64>,
+    /// Managers and workers, instead of the managers of the seed alone.
+    pub nodes: Option<(u16, u16)>,
     /// And so much trouble, in simulated milliseconds.
     pub trouble_ms: Option<u64>,
     /// Whether its messages are shown.
     pub every_message: bool,
     /// Where the report goes.
     pub report: PathBuf,
+}
+
+impl Simulation {
+    fn plan(&self, seed: u64) -> Plan {
+        let mut plan = Plan::of(seed);
+        if let Some((managers, workers)) = self.nodes {
+            (plan.members, plan.workers) = (managers.into(), workers.into());
+        }
+        plan.clients = self.clients.unwrap_or(plan.clients);
+        plan
+    }
 }
 
 /// Runs it, says how it goes on `out`, and leaves the report.
@@ -52,10 +65,9 @@ pub fn run(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Verdict> 
 }
 
 fn replay(asked: &Simulation, seed: u64, out: &mut impl Write) -> anyhow::Result<Document> {
-    let mut plan = Plan::of(seed);
+    let mut plan = asked.plan(seed);
     plan.without.clone_from(&asked.without);
     plan.every_message = asked.every_message;
-    plan.clients = asked.clients.unwrap_or(plan.clients);
     if let Some(trouble) = asked.trouble_ms {
         plan.trouble = Duration::from_millis(trouble);
     }
@@ -96,7 +108,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
     sweep(
         asked.from..end,
         jobs,
-        |seed| simulate(Plan::of(seed)),
+        |seed| simulate(asked.plan(seed)),
         |report| {
             counts.add(&report.counts);
             done += 1;
@@ -120,9 +132,9 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
     out.write_all(said.as_bytes())?;
     let took_s = start.elapsed().as_secs_f64();
     let (plan, report) = match failures.first() {
-        Some(seed) => shortest(*seed, out)?,
+        Some(seed) => shortest(asked.plan(*seed), out)?,
         None => {
-            let plan = Plan::of(end - 1);
+            let plan = asked.plan(end - 1);
             (plan.clone(), simulate(plan))
         }
     };
@@ -145,7 +157,7 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
         counts.power_losses_of_all,
         counts.partitions
     )?;
-    let covered = coverage(&counts, done);
+    let covered = coverage(&counts, done, plan.workers > 0);
     say_too_few(&covered, out)?;
     let command = command(&plan);
     Ok(Document::new(
@@ -159,8 +171,8 @@ fn seeds(asked: &Simulation, out: &mut impl Write) -> anyhow::Result<Document> {
 }
 
 /// The shortest run of a failing seed that breaks one of the same rules.
-pub(crate) fn shortest(seed: u64, out: &mut impl Write) -> anyhow::Result<(Plan, Report)> {
-    crate::command::shortest(Plan::of(seed), SHRINK_RUNS, simulate, command, out)
+pub(crate) fn shortest(plan: Plan, out: &mut impl Write) -> anyhow::Result<(Plan, Report)> {
+    crate::command::shortest(plan, SHRINK_RUNS, simulate, command, out)
 }
 
 fn say(report: &Report, out: &mut impl Write) -> anyhow::Result<()> {
@@ -176,6 +188,9 @@ fn command(plan: &Plan) -> String {
     let without = left_out(&plan.without);
     let mut command = format!("bulkhead-chaos sim --replay {}{without}", plan.seed);
     // Writing to a string never fails.
+    if (plan.members, plan.workers) != (usual.members, usual.workers) {
+        let _written = write!(command, " --nodes {}+{}", plan.members, plan.workers);
+    }
     if plan.clients != usual.clients {
         let _written = write!(command, " --clients {}", plan.clients);
     }
@@ -197,11 +212,13 @@ mod tests {
             without: [1, 4].into(),
             clients: 1,
             trouble: Duration::from_millis(900),
+            members: 5,
+            workers: 20,
             ..plan
         };
         assert_eq!(
             command(&plan),
-            "bulkhead-chaos sim --replay 7 --without 1,4 --clients 1 --trouble 900"
+            "bulkhead-chaos sim --replay 7 --without 1,4 --nodes 5+20 --clients 1 --trouble 900"
         );
     }
 
@@ -215,6 +232,7 @@ mod tests {
             replay: Some(2),
             without: BTreeSet::new(),
             clients: None,
+            nodes: None,
             trouble_ms: None,
             every_message: false,
             report: folder.path().join("report"),

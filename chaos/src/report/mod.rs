@@ -306,6 +306,7 @@ fn judge(rule: Rule, counts: &Counts, broken: &[(u64, Violation)]) -> Judged {
         Rule::Linearizable => counts.checked > 0 && counts.unclear == 0,
         Rule::StartsAgain => counts.kills + counts.power_losses > 0,
         Rule::OneLeaderPerTerm => counts.terms > 0,
+        Rule::WhatIsAskedForRuns => counts.settled > 0,
         _ => true,
     };
     let evidence: Vec<String> = broken

@@ -146,6 +146,18 @@ pub(super) fn member(id: u64) -> Member {
     }
 }
 
+/// Flushes that take 50 µs to `slowest`, and as long as the disk is stalled.
+fn delayed(dice: Dice, slowest: u64, stall: Gate) -> Flushing {
+    Flushing::Delayed(Arc::new(move || {
+        let (delay, stall) = (dice.micros(50, slowest), stall.clone());
+        async move {
+            sleep(delay).await;
+            stall.passes().await;
+        }
+        .boxed()
+    }))
+}
+
 impl Cluster {
     pub(super) fn new(plan: Plan, record: Record) -> Self {
         let switch = Switch::new(Dice::new(plan.seed, 1), record.clone());
@@ -206,7 +218,6 @@ impl Cluster {
         let seed = self.plan.seed ^ (id << 32) ^ (machine.life << 48);
         let entropy = Dice::new(seed, 3);
         let flushes = Dice::new(seed, 4);
-        let (slowest, stall) = (self.plan.flush_micros, machine.stall.clone());
         let gate = Gate::default();
         let parts = Parts {
             member: id,
@@ -232,14 +243,7 @@ impl Cluster {
             },
             log: Options {
                 segment_bytes: self.plan.segment_bytes,
-                flushing: Flushing::Delayed(Arc::new(move || {
-                    let (delay, stall) = (flushes.micros(50, slowest), stall.clone());
-                    async move {
-                        sleep(delay).await;
-                        stall.passes().await;
-                    }
-                    .boxed()
-                })),
+                flushing: delayed(flushes, self.plan.flush_micros, machine.stall.clone()),
                 ..Options::default()
             },
             blocking: Blocking::Inline,

@@ -74,9 +74,10 @@ async fn flood(plan: Plan, length: Duration) -> Course {
     let record = Record::new(false);
     let mut cluster = Cluster::new(plan, record.clone());
     cluster.found().await;
+    let clients = if record.violated() { 0 } else { CLIENTS };
     let stop = Arc::new(AtomicBool::new(false));
     let start = Instant::now();
-    let clients: Vec<JoinHandle<Writer>> = (1..=CLIENTS)
+    let clients: Vec<JoinHandle<Writer>> = (1..=clients)
         .map(|number| tokio::spawn(Writer::new(number, &cluster.live).run(stop.clone())))
         .collect();
     let mut snapshots = BTreeSet::new();

@@ -7,6 +7,7 @@
 mod client;
 mod cluster;
 pub(crate) mod dice;
+mod fleet;
 pub mod flood;
 mod nemesis;
 mod network;
@@ -34,6 +35,7 @@ use crate::rules::Rule;
 use client::Client;
 use cluster::Cluster;
 use dice::Dice;
+use fleet::Fleet;
 use nemesis::{Nemesis, heal};
 use record::Record;
 pub use record::{Counts, Event, Fault, Report, What};
@@ -50,6 +52,8 @@ pub struct Plan {
     pub seed: u64,
     /// Managers.
     pub members: u64,
+    /// Workers; without any, there are no tasks and none who plan them.
+    pub workers: u64,
     /// Clients.
     pub clients: u64,
     /// How long things go wrong, in simulated time.
@@ -79,6 +83,7 @@ impl Plan {
         Self {
             seed,
             members: if dice.percent(30) { 5 } else { 3 },
+            workers: 0,
             clients: 3,
             trouble: Duration::from_secs(3),
             // Less than what is kept below one: then it is followers that need them; or more: then it is whoever starts again.
@@ -106,32 +111,47 @@ pub fn run(plan: Plan) -> Report {
 /// Runs a simulation in this thread, on a clock that jumps from one event to the next.
 fn alone<T>(seed: u64, simulation: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread()
-        .enable_time()
+        .enable_all() // a task's secrets are handed over on a pair of sockets
         .start_paused(true)
         .build()
-        .expect("a runtime without I/O needs nothing of the system");
+        .expect("the system has a few descriptors");
     runtime.block_on(bulkhead_raft::runtime::seeded(seed, simulation))
 }
 
 async fn simulate(plan: Plan) -> Report {
-    let record = Record::new(plan.every_message);
+    // With workers states hold keys, which are drawn anew: what a run compares is what happened.
+    let record = match plan.workers {
+        0 => Record::new(plan.every_message),
+        _ => Record::without_states(),
+    };
     let seed = plan.seed;
     let mut cluster = Cluster::new(plan.clone(), record.clone());
     cluster.found().await;
     if !record.violated() {
+        let mut fleet = match plan.workers {
+            0 => None,
+            _ => Some(Fleet::begin(&plan, &cluster, &record).await),
+        };
         let clients = clients(&plan, &cluster, &record);
         let keeper = tokio::spawn(replace::keep(
             cluster.live.clone(),
             cluster.wanted.clone(),
             record.clone(),
         ));
-        trouble(&plan, &mut cluster, &record).await;
+        trouble(&plan, &mut cluster, fleet.as_mut(), &record).await;
+        if let Some(fleet) = &mut fleet {
+            fleet.heal();
+        }
         recover(&plan, &mut cluster, &record).await;
         for client in clients {
             client.abort();
             if client.await.is_err_and(|ended| ended.is_panic()) {
                 record.violation(Rule::NoPanic, "a client panicked");
             }
+        }
+        if let Some(mut fleet) = fleet {
+            fleet.settle().await;
+            fleet.end().await;
         }
         agree(&cluster, &record).await;
         keeper.abort();
@@ -159,7 +179,7 @@ fn clients(plan: &Plan, cluster: &Cluster, record: &Record) -> Vec<JoinHandle<()
 }
 
 /// Things go wrong.
-async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
+async fn trouble(plan: &Plan, cluster: &mut Cluster, mut fleet: Option<&mut Fleet>, record: &Record) {
     let mut nemesis = Nemesis::new(plan, record.clone());
     let pauses = Dice::new(plan.seed, 5);
     let over = Instant::now() + plan.trouble;
@@ -167,6 +187,9 @@ async fn trouble(plan: &Plan, cluster: &mut Cluster, record: &Record) {
         sleep(pauses.micros(50_000, 700_000)).await;
         if plan.faults {
             nemesis.strike(cluster).await;
+            if let Some(fleet) = &mut fleet {
+                fleet.strike().await;
+            }
         }
     }
 }

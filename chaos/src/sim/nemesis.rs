@@ -85,16 +85,21 @@ const FIRST_PART: u64 = 100_000;
 /// Strikes at a cluster. Each strike has dice of its own, so that leaving one out changes no other.
 pub(super) struct Nemesis {
     plan: Plan,
-    faults: &'static [Fault],
+    faults: Vec<Fault>,
     record: Record,
     strikes: u32,
 }
 
 impl Nemesis {
     pub(super) fn new(plan: &Plan, record: Record) -> Self {
+        let mut faults = OF_STATE.to_vec();
+        if plan.workers > 0 {
+            // The manager of a machine that takes the place of a lost one would have no keys.
+            faults.retain(|fault| *fault != Fault::DiskLost);
+        }
         Self {
             plan: plan.clone(),
-            faults: OF_STATE,
+            faults,
             record,
             strikes: 0,
         }
@@ -103,7 +108,7 @@ impl Nemesis {
     /// Of rotations: what a machine is replaced by has no certificate there, and programs are stopped by its own course.
     pub(super) fn of_rotation(plan: &Plan, record: Record) -> Self {
         Self {
-            faults: OF_ROTATION,
+            faults: OF_ROTATION.to_vec(),
             ..Self::new(plan, record)
         }
     }
@@ -115,7 +120,7 @@ impl Nemesis {
             return;
         }
         let dice = Dice::new(self.plan.seed, FIRST_PART + u64::from(self.strikes));
-        let Some(fault) = dice.pick(self.faults) else {
+        let Some(fault) = dice.pick(&self.faults) else {
             return;
         };
         let leader = cluster.live.leader().map(|(member, _)| member);

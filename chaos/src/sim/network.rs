@@ -32,7 +32,7 @@ use super::record::Record;
 /// How fast the network is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weather {
-    /// Delay of a message, in microseconds.
+    /// Delay of a message, in microseconds: at least, and less than.
     pub(super) delay: (u64, u64),
     /// Messages in a hundred that have to be sent again.
     pub(super) loss: usize,
@@ -174,9 +174,11 @@ impl Switch {
         }
     }
 
-    /// As [`Switch::hop`], but what is lost in a cut may come once it is healed, to whoever the member is then.
-    async fn hop_or_late<F>(&self, from: End, to: u64, late: impl FnOnce(Raft) -> F + Send + 'static)
+    /// As [`Switch::hop`], but what is lost in a cut may come once it is healed, to whoever the member is then: `copy` makes what
+    /// comes then.
+    async fn hop_or_late<L, F>(&self, from: End, to: u64, copy: impl FnOnce() -> L)
     where
+        L: FnOnce(Raft) -> F + Send + 'static,
         F: Future<Output = ()> + Send,
     {
         if !self.lives(from) {
@@ -187,7 +189,7 @@ impl Switch {
         }
         let life = self.plugged(to).map(|it| it.life);
         if life.is_some() && self.dice.percent(LATE) {
-            let switch = self.clone();
+            let (switch, late) = (self.clone(), copy());
             tokio::spawn(async move {
                 for _ in 0..RESENDS {
                     sleep(RESENT).await;
@@ -280,12 +282,14 @@ impl Link {
         self.port.switch.goes_on(self.target).await;
     }
 
-    async fn there_or_late<F>(&self, late: impl FnOnce(Raft) -> F + Send + 'static)
-    where
-        F: Future<Output = ()> + Send,
-    {
+    /// An append arrives; one that is lost in a cut may come later.
+    async fn appends(&self, request: &AppendEntriesRequest<TypeConfig>) {
         let (me, target) = (self.port.me, self.target);
-        self.port.switch.hop_or_late(me, target, late).await;
+        let copy = || {
+            let copy = request.clone();
+            |raft: Raft| async move { drop(raft.append_entries(copy).await) }
+        };
+        self.port.switch.hop_or_late(me, target, copy).await;
         self.port.switch.goes_on(self.target).await;
     }
 
@@ -336,10 +340,9 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> RpcResult<AppendEntriesResponse<TypeConfig>> {
-        let copy = request.clone();
-        let there = self.there_or_late(|raft| async move { drop(raft.append_entries(copy).await) });
-        self.ask(option.hard_ttl(), there, async |raft: Raft| {
-            raft.append_entries(request).await
+        let sent = request.clone();
+        self.ask(option.hard_ttl(), self.appends(&request), async |raft: Raft| {
+            raft.append_entries(sent).await
         })
         .await
     }
@@ -371,9 +374,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 sent.send();
                 let link = link.clone();
                 async move {
-                    let copy = request.clone();
-                    link.there_or_late(|raft| async move { drop(raft.append_entries(copy).await) })
-                        .await;
+                    link.appends(&request).await;
                     request
                 }
             });

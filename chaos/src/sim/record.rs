@@ -65,6 +65,10 @@ pub struct Counts {
     pub told: u64,
     /// Watches that were told to list again.
     pub compacted: u64,
+    /// Workers that died, lost power or were cut off, and tasks that ended by themselves.
+    pub worker_faults: u64,
+    /// Runs in which what ran in the end was held against what was asked for.
+    pub settled: u64,
 }
 
 impl Counts {
@@ -93,6 +97,8 @@ impl Counts {
         self.rotations += other.rotations;
         self.told += other.told;
         self.compacted += other.compacted;
+        self.worker_faults += other.worker_faults;
+        self.settled += other.settled;
     }
 }
 

@@ -39,7 +39,7 @@ pub fn sweep<R>(
 }
 
 /// What a set of so many runs must have tried: without its faults it proves nothing.
-pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
+pub fn coverage(counts: &Counts, runs: u64, workers: bool) -> Vec<Covered> {
     let Counts {
         accepted,
         refused,
@@ -64,7 +64,11 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         rotations: _, // they have a simulation of their own
         told,
         compacted,
+        worker_faults,
+        settled,
     } = *counts;
+    // Clusters with workers have no replaced machines, and the others no workers.
+    let [alone, with_workers] = if workers { [0, runs] } else { [runs, 0] };
     let all = [
         ("acknowledged writes", accepted, 20 * runs),
         ("refused writes", refused, runs / 2),
@@ -78,7 +82,7 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         ("power losses of all at once", power_losses_of_all, 2 * runs / 5),
         ("stopped programs", pauses, runs / 4),
         ("stalled disks", stalls, runs / 10),
-        ("replaced machines", replacements, runs / 50),
+        ("replaced machines", replacements, alone / 50),
         ("disk failures", disk_failures, runs / 20),
         ("partitions", partitions, runs / 2),
         ("snapshots sent", snapshots_sent, runs / 20),
@@ -87,6 +91,12 @@ pub fn coverage(counts: &Counts, runs: u64) -> Vec<Covered> {
         ("terms", terms, 2 * runs),
         ("changes that watches were told", told, 20 * runs),
         ("watches that had to list again", compacted, runs / 2),
+        ("faults of workers", worker_faults, with_workers),
+        (
+            "runs whose tasks were looked at in the end",
+            settled,
+            with_workers,
+        ),
     ];
     let covered = |(what, count, least)| Covered { what, count, least };
     all.into_iter().map(covered).collect()

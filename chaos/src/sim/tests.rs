@@ -43,19 +43,60 @@ fn no_seed_breaks_a_rule_and_together_they_try_every_fault() {
     );
     assert!(failures.is_empty(), "seeds failed: {failures:?}");
     println!("{total:?}");
-    for Covered { what, count, least } in coverage(&total, runs) {
+    for Covered { what, count, least } in coverage(&total, runs, false) {
         assert!(count >= least, "{what}: {count}, wanted {least}");
+    }
+}
+
+/// Seeds of an ordinary test run with workers.
+const FLEETS: u64 = 40;
+
+#[test]
+fn what_was_asked_for_runs_on_the_workers_whatever_breaks() {
+    let failures = Mutex::new(Vec::new());
+    let mut total = Counts::default();
+    sweep(
+        0..FLEETS,
+        std::thread::available_parallelism().map_or(2, usize::from).min(4),
+        |seed| run(with_workers(seed)),
+        |report| {
+            total.add(&report.counts);
+            if !report.violations.is_empty() {
+                eprintln!("{}", report.explain());
+                failures.lock().expect("no panic").push(report.seed);
+            }
+            true
+        },
+    );
+    let failures = failures.into_inner().expect("no panic");
+    assert!(failures.is_empty(), "seeds failed: {failures:?}");
+    assert_eq!(total.settled, FLEETS);
+    assert!(total.worker_faults > FLEETS, "{total:?}");
+}
+
+/// One of five has as many nodes as a small site.
+fn with_workers(seed: u64) -> Plan {
+    let (members, workers) = if seed.is_multiple_of(5) { (5, 20) } else { (3, 4) };
+    Plan {
+        members,
+        workers,
+        ..Plan::of(seed)
     }
 }
 
 #[test]
 fn the_same_seed_gives_the_same_run() {
-    for seed in [1, 2, 3] {
-        let plan = || Plan {
-            every_message: true,
-            ..Plan::of(seed)
-        };
-        let (one, other) = (run(plan()), run(plan()));
+    let every = |plan| Plan {
+        every_message: true,
+        ..plan
+    };
+    let plans = [1, 2, 3]
+        .map(Plan::of)
+        .into_iter()
+        .chain([0, 1].map(with_workers));
+    for plan in plans {
+        let seed = plan.seed;
+        let (one, other) = (run(every(plan.clone())), run(every(plan)));
         let differs = one
             .lines
             .iter()

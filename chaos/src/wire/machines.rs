@@ -21,9 +21,9 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::record::Record;
-use super::sandbox::Sandbox;
 use super::world::SimClock;
 use super::{PORT, Plan};
+use crate::sandbox::Sandbox;
 use crate::sim::dice::Dice;
 
 /// Where a ticket is, in a machine's folder.
@@ -167,7 +167,7 @@ impl Worker {
             id,
             seed: plan.seed,
             folder,
-            sandbox: Sandbox::default(),
+            sandbox: Sandbox::new(Arc::new(SimClock)),
             lives: Cell::new(0),
             ended: RefCell::default(),
             record,

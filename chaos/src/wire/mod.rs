@@ -5,12 +5,10 @@
 //! cluster must serve again within seconds, and what runs must become what was asked for. Real are the programs and what
 //! they are made of; simulated are the network, time, the disk of the replicated store, and sandboxes.
 
-mod image;
 mod machines;
 mod nemesis;
 mod operator;
 mod record;
-mod sandbox;
 #[cfg(test)]
 mod tests;
 mod world;

@@ -26,8 +26,9 @@ use tonic::transport::Channel;
 
 use super::machines::{Addresses, Manager, Worker};
 use super::record::{Record, now_us};
-use super::{PORT, Plan, image};
+use super::{PORT, Plan};
 use crate::check::{Action, Operation, Told};
+use crate::image;
 use crate::rules::Rule;
 use crate::sim::dice::Dice;
 
@@ -377,7 +378,10 @@ async fn converges(course: &Course, client: &mut Client) {
         }),
     );
     match converged.await {
-        Ok(()) => course.record.note("what was asked for runs"),
+        Ok(()) => {
+            course.record.note("what was asked for runs");
+            course.record.count(|counts| counts.settled += 1);
+        }
         Err(_) => course.record.violation(
             Rule::WhatIsAskedForRuns,
             format_args!("{last} long after everything healed"),

@@ -29,7 +29,8 @@ use bulkhead_proto::{NodeId, Role, limits};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use self::world::{Number, WORKERS, World, public, replace, steady};
+use self::world::{Number, WORKERS, World, replace};
+pub(super) use self::world::{public, steady};
 use super::Plan;
 use super::cluster::{Cluster, Ending};
 use super::dice::Dice;

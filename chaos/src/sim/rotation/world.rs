@@ -90,7 +90,7 @@ fn is_steady(certificate: &[u8]) -> bool {
 }
 
 /// Makes something until all its certificates are steady.
-pub(super) fn steady<T>(mut make: impl FnMut() -> T, certificates: impl Fn(&T) -> Vec<&[u8]>) -> T {
+pub(in crate::sim) fn steady<T>(mut make: impl FnMut() -> T, certificates: impl Fn(&T) -> Vec<&[u8]>) -> T {
     loop {
         let made = make();
         if certificates(&made).into_iter().all(is_steady) {
@@ -100,7 +100,7 @@ pub(super) fn steady<T>(mut make: impl FnMut() -> T, certificates: impl Fn(&T) -
 }
 
 /// The key of a certificate request for this key.
-pub(super) fn public(key: &PrivateKey) -> PublicKey {
+pub(in crate::sim) fn public(key: &PrivateKey) -> PublicKey {
     let csr = key.csr().expect("a key signs");
     csr::public_key(&csr).expect("our own request")
 }

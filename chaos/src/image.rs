@@ -4,12 +4,12 @@ use bulkhead_proto::Digest;
 use sha2::{Digest as _, Sha256};
 
 /// Its name.
-pub(super) const NAME: &str = "wire:1";
+pub(crate) const NAME: &str = "wire:1";
 
 /// A blob and its digest.
-pub(super) struct Blob {
-    pub(super) digest: Digest,
-    pub(super) content: Vec<u8>,
+pub(crate) struct Blob {
+    pub(crate) digest: Digest,
+    pub(crate) content: Vec<u8>,
 }
 
 impl Blob {
@@ -31,7 +31,7 @@ impl Blob {
 }
 
 /// Layer, configuration and manifest, in the order in which they are sent.
-pub(super) fn blobs() -> [Blob; 3] {
+pub(crate) fn blobs() -> [Blob; 3] {
     let layer = Blob::new([0; 1024]); // an empty archive
     let architecture = match std::env::consts::ARCH {
         "x86_64" => "amd64",

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_identity::seam::Clock as _;
+use bulkhead_identity::seam::Clock;
 use bulkhead_launcher::message::{
     DiffId, Event, ExitCause, ExitRecord, LayerRecord, NodeFacts, Refusal, RefusalCode, Reply, Request,
     TaskId, TaskSignal, TaskSpec, TaskState, TaskStatus,
@@ -18,14 +18,12 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::world::SimClock;
-
 /// The launcher of one machine. Clones share it.
-#[derive(Clone, Default)]
-pub(super) struct Sandbox(Arc<Mutex<Inner>>);
+#[derive(Clone)]
+pub(crate) struct Sandbox(Arc<Mutex<Inner>>);
 
-#[derive(Default)]
 struct Inner {
+    clock: Arc<dyn Clock>,
     tasks: BTreeMap<TaskId, Held>,
     layers: BTreeMap<DiffId, LayerRecord>,
     /// To the worker's program that runs now.
@@ -40,12 +38,23 @@ struct Held {
 }
 
 impl Sandbox {
+    /// One that has run nothing yet.
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            clock,
+            tasks: BTreeMap::new(),
+            layers: BTreeMap::new(),
+            events: None,
+            pids: 0,
+        })))
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers a worker's program until that ends.
-    pub(super) async fn serve(
+    pub(crate) async fn serve(
         self,
         mut calls: mpsc::Receiver<Call>,
         events: mpsc::Sender<Event>,
@@ -105,8 +114,9 @@ impl Sandbox {
     }
 
     /// A task ends. Of one that has ended already nothing changes.
-    pub(super) fn end(&self, task: &TaskId, cause: ExitCause) {
+    pub(crate) fn end(&self, task: &TaskId, cause: ExitCause) {
         let mut inner = self.inner();
+        let ended_at_ms = inner.clock.wall_millis();
         let Some(held) = inner.tasks.get_mut(task) else {
             return;
         };
@@ -116,7 +126,7 @@ impl Sandbox {
         let exit = ExitRecord {
             cause,
             out_of_memory: false,
-            ended_at_ms: SimClock.wall_millis(),
+            ended_at_ms,
             message: String::new(),
         };
         held.status.state = TaskState::Exited(exit.clone());
@@ -129,7 +139,7 @@ impl Sandbox {
     }
 
     /// The machine loses power: every task is gone with it.
-    pub(super) fn lose_power(&self) {
+    pub(crate) fn lose_power(&self) {
         let tasks: Vec<TaskId> = self.inner().tasks.keys().cloned().collect();
         self.inner().events = None;
         for task in tasks {
@@ -138,7 +148,7 @@ impl Sandbox {
     }
 
     /// The tasks that run.
-    pub(super) fn running(&self) -> Vec<TaskId> {
+    pub(crate) fn running(&self) -> Vec<TaskId> {
         let inner = self.inner();
         let running = inner
             .tasks
@@ -148,7 +158,7 @@ impl Sandbox {
     }
 
     /// The secrets of the tasks that run: task, name, value.
-    pub(super) fn secrets(&self) -> Vec<(TaskId, String, Vec<u8>)> {
+    pub(crate) fn secrets(&self) -> Vec<(TaskId, String, Vec<u8>)> {
         let inner = self.inner();
         let of = |held: &Held| {
             let task = held.status.task.clone();
@@ -200,7 +210,7 @@ impl Inner {
             task: spec.task.clone(),
             epoch: spec.epoch,
             pid: self.pids,
-            started_at_ms: SimClock.wall_millis(),
+            started_at_ms: self.clock.wall_millis(),
             state: TaskState::Running,
         };
         let held = Held {
