@@ -42,7 +42,15 @@ pub(crate) struct Simulated {
     pub(crate) identity: Identity,
     manager: String,
     work: Option<JoinHandle<()>>,
-    stands: watch::Receiver<bool>,
+    sessions: watch::Receiver<Sessions>,
+}
+
+/// The sessions of one worker, one after the other.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sessions {
+    begun: usize,
+    /// Whether the last one stands.
+    stands: bool,
 }
 
 impl Drop for Simulated {
@@ -53,17 +61,18 @@ impl Drop for Simulated {
     }
 }
 
-/// Joins so many workers with a ticket for as many, each at one of the managers in turn.
+/// Joins so many workers with a ticket for as many, each at the first manager of one of the lists in turn. Where a session
+/// fails, a worker tries the next manager of its list.
 pub(crate) async fn join_all(
     ticket: &str,
-    managers: &[String],
+    lists: &[Vec<String>],
     names: &str,
     count: usize,
 ) -> anyhow::Result<Vec<Simulated>> {
     let one = |number: usize| {
-        let manager = managers[number % managers.len()].clone();
+        let managers = lists[number % lists.len()].clone();
         let name = format!("{names}-{number}");
-        async move { Simulated::join(ticket, manager, name).await }
+        async move { Simulated::join(ticket, managers, name).await }
     };
     stream::iter((0..count).map(one))
         .buffered(JOINS)
@@ -72,7 +81,8 @@ pub(crate) async fn join_all(
 }
 
 impl Simulated {
-    async fn join(ticket: &str, manager: String, name: String) -> anyhow::Result<Self> {
+    async fn join(ticket: &str, managers: Vec<String>, name: String) -> anyhow::Result<Self> {
+        let manager = managers.first().context("a manager to join at")?.clone();
         let enrolment = || {
             anyhow::Ok(Enrolment {
                 ticket: ticket.parse().context("a ticket")?,
@@ -100,20 +110,33 @@ impl Simulated {
             }
         };
         let identity = Identity::new(Arc::new(joined.credentials))?;
-        let (stands, seen) = watch::channel(false);
-        let work = tokio::spawn(attend(identity.clone(), manager.clone(), stands));
+        let (sessions, seen) = watch::channel(Sessions::default());
+        let work = tokio::spawn(attend(identity.clone(), managers, sessions));
         Ok(Self {
             name: joined.name,
             identity,
             manager,
             work: Some(work),
-            stands: seen,
+            sessions: seen,
         })
     }
 
     /// Waits until its session stands, or stands no more.
     pub(crate) async fn until(&mut self, stands: bool) -> anyhow::Result<()> {
-        self.stands.wait_for(|now| *now == stands).await?;
+        self.sessions.wait_for(|now| now.stands == stands).await?;
+        Ok(())
+    }
+
+    /// How many sessions it has begun.
+    pub(crate) fn begun(&self) -> usize {
+        self.sessions.borrow().begun
+    }
+
+    /// Waits until a session stands that began after the first so many.
+    pub(crate) async fn until_after(&mut self, begun: usize) -> anyhow::Result<()> {
+        self.sessions
+            .wait_for(|now| now.stands && now.begun > begun)
+            .await?;
         Ok(())
     }
 
@@ -130,24 +153,31 @@ impl Simulated {
         Ok(DispatcherClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES))
     }
 
-    /// Which manager it has its session with.
+    /// Which manager it joined at.
     pub(crate) fn manager(&self) -> &str {
         &self.manager
     }
 }
 
 /// Sessions, one after the other.
-async fn attend(identity: Identity, manager: String, stands: watch::Sender<bool>) {
+async fn attend(identity: Identity, managers: Vec<String>, sessions: watch::Sender<Sessions>) {
+    let mut at = 0;
     loop {
         // Whatever ended it, the next one begins with what is true then.
-        let _ended = session(&identity, &manager, &stands).await;
-        stands.send_replace(false);
+        if session(&identity, &managers[at], &sessions).await.is_err() {
+            at = (at + 1) % managers.len();
+        }
+        sessions.send_modify(|now| now.stands = false);
         sleep(AGAIN).await;
     }
 }
 
 /// One session, until the manager ends it or the worker has new credentials.
-async fn session(identity: &Identity, manager: &str, stands: &watch::Sender<bool>) -> anyhow::Result<()> {
+async fn session(
+    identity: &Identity,
+    manager: &str,
+    sessions: &watch::Sender<Sessions>,
+) -> anyhow::Result<()> {
     let channel = tls::channel(identity, manager, Expect::AnyManager)?;
     let mut client = DispatcherClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES);
     let (up, messages) = mpsc::channel(QUEUE);
@@ -163,7 +193,12 @@ async fn session(identity: &Identity, manager: &str, stands: &watch::Sender<bool
         tokio::select! {
             biased;
             heard = down.message() => match heard?.context("the stream ended")?.message {
-                Some(Down::Welcome(_)) => drop(stands.send_replace(true)),
+                Some(Down::Welcome(_)) => sessions.send_modify(|now| {
+                    *now = Sessions {
+                        begun: now.begun + 1,
+                        stands: true,
+                    };
+                }),
                 Some(Down::Managers(told)) if follow(identity, &told, &mut client).await? => return Ok(()),
                 _ => {}
             },

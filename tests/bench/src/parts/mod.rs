@@ -5,6 +5,7 @@ mod endure;
 mod hand_over;
 mod idle;
 mod kill;
+mod reconnect;
 mod remove;
 mod renew;
 mod rotate;
@@ -44,6 +45,8 @@ pub(crate) enum Part {
     Rotate,
     /// 1,000 workers renew, and the root rolls under them
     Renew,
+    /// The leader is killed with 1,000 workers at it
+    Reconnect,
     /// Durable replicated writes, beside etcd
     Write,
     /// The log store alone
@@ -104,6 +107,7 @@ impl Bench {
             Part::Remove => Box::pin(remove::measure(self)).await,
             Part::Renew => Box::pin(renew::measure(self)).await,
             Part::Rotate => Box::pin(rotate::measure(self)).await,
+            Part::Reconnect => Box::pin(reconnect::measure(self)).await,
             Part::Write => Box::pin(write::measure(self)).await,
             Part::Log => tools::log_store(self).await,
             Part::Start => tools::task_start().await,

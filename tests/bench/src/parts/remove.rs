@@ -24,7 +24,8 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let lab = bench.lab().await?;
     let addresses: Vec<String> = lab.managers.iter().map(|it| it.address.clone()).collect();
     let ticket = lab.ticket("worker", count).await?;
-    let nodes = fleet::join_all(&ticket, &addresses, "removed", count).await?;
+    let each: Vec<Vec<String>> = addresses.iter().map(|it| vec![it.clone()]).collect();
+    let nodes = fleet::join_all(&ticket, &each, "removed", count).await?;
     let leader = lab.leader().await?;
     let mut control = lab.operator()?.control(&addresses[leader])?;
     let mut times = Vec::new();

@@ -24,9 +24,9 @@ pub(super) async fn measure(bench: &mut Bench) -> anyhow::Result<Vec<Row>> {
     let count = bench.times(FLEET, 30);
     bench.lab = None;
     let (lab, _) = Lab::up(&bench.place(), 3, 0).await?;
-    let addresses: Vec<String> = lab.managers.iter().map(|it| it.address.clone()).collect();
+    let each: Vec<Vec<String>> = lab.managers.iter().map(|it| vec![it.address.clone()]).collect();
     let ticket = lab.ticket("worker", count).await?;
-    let mut fleet = fleet::join_all(&ticket, &addresses, "fleet", count).await?;
+    let mut fleet = fleet::join_all(&ticket, &each, "fleet", count).await?;
     for node in &mut fleet {
         timeout(LIMIT, node.until(true)).await.context("no session")??;
     }
