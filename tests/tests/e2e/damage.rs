@@ -25,6 +25,7 @@ fn what_was_lost_is_never_acknowledged_again_and_two_programs_share_no_folder() 
     without_a_quorum_of_others(&lab);
     a_folder_that_was_put_back_from_a_copy(&lab);
     a_flipped_bit_in_the_key_file(&lab);
+    every_manager_is_damaged(&lab);
 }
 
 fn second_programs_are_refused(lab: &Lab) {
@@ -189,6 +190,31 @@ fn a_flipped_bit_in_the_key_file(lab: &Lab) {
         &victim,
         &["damaged", "restore it from a copy, or join again"],
     );
+}
+
+/// The two that are left, each in another place. Nobody can vouch for what is missing, so nobody serves.
+fn every_manager_is_damaged(lab: &Lab) {
+    for number in 1..=3 {
+        serves(lab, &format!("before-the-damage-{number}"));
+    }
+    let managers = lab.nodes().into_iter().filter(|node| node.starts_with("manager"));
+    let left: Vec<String> = managers
+        .filter(|node| lab.status(node)["state"] == "ready")
+        .collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+    for node in &left {
+        lab.ok(&format!("dev kill {node}"));
+    }
+    for (node, at) in left.iter().zip([60, 200]) {
+        flip_a_bit(&segment(&lab.data(node).join("raft")), BLOCK_BYTES + at);
+        start_in_vain(
+            lab,
+            node,
+            &["is damaged", "bring a majority of the managers up without it"],
+        );
+    }
+    let answer = lab.run("secret ls");
+    assert_ne!(answer.code, 0, "{}", answer.whole());
 }
 
 /// Starts a damaged manager: it ends with 65, says what to do, and is not started again.

@@ -72,6 +72,56 @@ fn a_cluster_comes_back_from_a_backup_on_an_empty_manager() {
     lab.ok("cluster backup create -o after.backup");
 }
 
+/// It is another node: what the old one was given is not given to it unasked, and what ran there runs elsewhere.
+#[test]
+fn a_worker_whose_folder_is_wiped_joins_again_as_another_node() {
+    if !may_run() {
+        return;
+    }
+    let lab = Lab::up(1, 2);
+    lab.pack("web:1");
+    lab.secret("password", b"correct horse");
+    lab.ok("service create -d --name web --replicas 2 --secret password web:1 -- /bin/bulkhead-probe serve");
+    lab.until_running("web", 2);
+    let node = |name: &str| {
+        let nodes = lab.list("node ls");
+        let found = nodes.into_iter().find(|node| node["name"] == name);
+        found.unwrap_or_else(|| panic!("no node {name}"))
+    };
+    let before = text(&node("worker-1"), "id");
+    lab.ok("dev kill worker-1");
+    empty(&lab.data("worker-1"));
+    lab.ok("dev start worker-1");
+    let ticket = lab.ok("cluster ticket create --role worker --quiet");
+    fs::write(lab.folder().join("ticket"), ticket).expect("written");
+    lab.ok(&format!(
+        "--socket {} cluster join --ticket-file ticket --name worker-1 {}:7443",
+        lab.socket("worker-1").display(),
+        lab.address("manager-1"),
+    ));
+    // The name stays the old node's, until it is removed.
+    let after = text(&node("worker-1-2"), "id");
+    assert_ne!(after, before);
+    eventually("the old node is down, and both tasks run elsewhere", || {
+        let tasks = lab.running("web");
+        let away = tasks.iter().all(|task| task["node"] != "worker-1");
+        let down = node("worker-1")["state"] == "down";
+        let done = away && down && tasks.len() == 2;
+        done.then_some(())
+            .ok_or(format!("{tasks:?} {}", lab.ok("node ls")))
+    });
+    lab.ok("service scale -d web=4");
+    eventually("the new node runs tasks, with their secret", || {
+        let tasks = lab.running("web");
+        let here = tasks.iter().any(|task| task["node"] == "worker-1-2");
+        (here && tasks.len() == 4)
+            .then_some(())
+            .ok_or(format!("{tasks:?}"))
+    });
+    lab.ok("node rm worker-1");
+    assert!(!lab.ok("node ls -q").contains(&before));
+}
+
 fn serves(lab: &Lab) {
     for worker in ["worker-1", "worker-2"] {
         eventually(&format!("{worker} answers with the secret"), || {
