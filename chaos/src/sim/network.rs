@@ -361,17 +361,16 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 .await
                 .map_err(|_| unreachable("no connection in time"))?;
             let (life, raft) = self.reached()?;
-            let (link, sent) = (self.clone(), in_flight.clone());
+            let link = self.clone();
             // As the product's own transport: what would leave a hole fails the stream.
             let gap = Arc::new(AtomicBool::new(false));
             let refused = gap.clone();
-            let input = input.take_while(move |request| {
+            let input = in_flight.requests(input).take_while(move |request| {
                 let gapless = is_gapless(request);
                 refused.fetch_or(!gapless, Ordering::Relaxed);
                 ready(gapless)
             });
             let requests = input.then(move |request| {
-                sent.send();
                 let link = link.clone();
                 async move {
                     link.appends(&request).await;
@@ -389,15 +388,21 @@ impl RaftNetworkV2<TypeConfig> for Link {
             let state = Some((answers.boxed(), in_flight, gap));
             let answers = stream::unfold(state, |state| async move {
                 let (mut answers, in_flight, gap) = state?;
-                let answer = tokio::select! {
-                    biased;
-                    answer = answers.next() => match answer {
-                        None if gap.load(Ordering::Relaxed) => return Some((Err(unreachable("a gap")), None)),
-                        answer => answer?,
-                    },
-                    () = in_flight.overdue() => return Some((Err(unreachable("no answer in time")), None)),
+                in_flight.asked();
+                let answer = loop {
+                    let answer = tokio::select! {
+                        biased;
+                        answer = answers.next() => match answer {
+                            None if gap.load(Ordering::Relaxed) => return Some((Err(unreachable("a gap")), None)),
+                            answer => answer?,
+                        },
+                        () = in_flight.overdue() => return Some((Err(unreachable("no answer in time")), None)),
+                    };
+                    match &answer {
+                        Ok(said) if !in_flight.answered(said) => {}
+                        _ => break answer,
+                    }
                 };
-                in_flight.answer();
                 let answer = answer.map_err(|_| unreachable("the replica stopped"));
                 let more = matches!(answer, Ok(Ok(_))).then_some((answers, in_flight, gap));
                 Some((answer, more))

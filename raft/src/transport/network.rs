@@ -178,17 +178,23 @@ struct Answers<'a, D> {
 
 impl<D: Dial> Answers<'_, D> {
     async fn next(&mut self) -> Option<RpcResult<StreamAppendResult<TypeConfig>>> {
-        let message = tokio::select! {
-            biased;
-            message = self.messages.message() => message,
-            () = self.in_flight.overdue() => {
-                return Some(Err(self.peer.late(RPCTypes::AppendEntries, APPEND_WAIT).into()));
+        self.in_flight.asked();
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = self.messages.message() => message,
+                () = self.in_flight.overdue() => {
+                    return Some(Err(self.peer.late(RPCTypes::AppendEntries, APPEND_WAIT).into()));
+                }
+            };
+            let answer = match message {
+                Ok(message) => self.peer.open(&message?, message::decode_appended),
+                Err(status) => Err(failed(status)),
+            };
+            match &answer {
+                Ok(said) if !self.in_flight.answered(said) => {}
+                _ => return Some(answer),
             }
-        };
-        self.in_flight.answer();
-        match message {
-            Ok(message) => Some(self.peer.open(&message?, message::decode_appended)),
-            Err(status) => Some(Err(failed(status))),
         }
     }
 }
@@ -216,7 +222,7 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
     /// Pipelined: requests go out as they are made, whatever answers are still under way.
     fn stream_append<'s, S>(
         &'s mut self,
-        mut input: S,
+        input: S,
         _option: RPCOption,
     ) -> BoxFuture<'s, RpcResult<BoxStream<'s, RpcResult<StreamAppendResult<TypeConfig>>>>>
     where
@@ -225,16 +231,15 @@ impl<D: Dial> RaftNetworkV2<TypeConfig> for Peer<D> {
         Box::pin(async move {
             // Asked for before anything is dialled: after a failure, consensus waits in its stream of requests. A peer that
             // cannot be reached would otherwise be dialled thousands of times a second.
+            let in_flight = Arc::new(InFlight::default());
+            let mut input = in_flight.requests(input);
             let Some(first) = input.next().await else {
                 return Ok(stream::empty().boxed());
             };
-            let in_flight = Arc::new(InFlight::default());
-            let (binding, target, counter) = (self.binding, self.target, in_flight.clone());
-            let witness = self.witness.clone();
-            let requests = stream::once(async { first }).chain(input).map(move |request| {
-                counter.send();
-                binding.seal(target, message::encode_append(request), &witness)
-            });
+            let (binding, target, witness) = (self.binding, self.target, self.witness.clone());
+            let requests = stream::once(async { first })
+                .chain(input)
+                .map(move |request| binding.seal(target, message::encode_append(request), &witness));
             let mut client = self.client()?;
             let opened = client.append(requests);
             // The peer answers the call itself once it has the first request; idle until then is not late.
