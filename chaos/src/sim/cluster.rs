@@ -221,7 +221,7 @@ impl Cluster {
         let gate = Gate::default();
         let parts = Parts {
             member: id,
-            fs: Arc::new(machine.disk.clone()),
+            fs: Arc::new(machine.disk.mounted()),
             folder: FOLDER.into(),
             sealing: Sealing {
                 keys: Arc::new(DataKey::new(Unswapped::new([7; 32])).into()),

@@ -100,7 +100,7 @@ impl Manager {
             data: self.folder.clone(),
             clock: Arc::new(SimClock),
             entropy: Arc::new(Dice::new(seed, 3)),
-            fs: Arc::new(self.disk.clone()),
+            fs: Arc::new(self.disk.mounted()),
             blocking: Blocking::Inline,
             log: Options {
                 segment_bytes: 256 << 10,

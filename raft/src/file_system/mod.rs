@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 
 pub use real::RealFileSystem;
-pub use sim::{Chooser, Fault, SimFileSystem, seeded_chooser};
+pub use sim::{Chooser, Fault, Mounted, SimFileSystem, seeded_chooser};
 
 /// What to do where the file is, or is not, there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -141,6 +141,14 @@ impl SimFileSystem {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// For a program that begins now.
+    pub fn mounted(&self) -> Mounted {
+        Mounted {
+            system: self.clone(),
+            boot: self.disk().boots,
+        }
+    }
+
     /// Loses power: of what was not synced, the chooser's part stays. Open files and locks of before are dead.
     pub fn crash(&self, choose: Chooser<'_>) {
         let mut disk = self.disk();
@@ -435,6 +443,65 @@ impl FileSystem for SimFileSystem {
             directory: directory.to_owned(),
             boot,
         }))
+    }
+}
+
+/// The disk as one life of a program sees it: what is left of that program when it was killed, or its machine lost power, finds it
+/// gone.
+#[derive(Debug)]
+pub struct Mounted {
+    system: SimFileSystem,
+    boot: u64,
+}
+
+impl Mounted {
+    fn alive(&self) -> io::Result<&SimFileSystem> {
+        match self.system.disk().boots == self.boot {
+            true => Ok(&self.system),
+            false => Err(rustix::io::Errno::STALE.into()),
+        }
+    }
+}
+
+impl FileSystem for Mounted {
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        self.alive()?.create_directory(path)
+    }
+
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
+        self.alive()?.open(path, mode)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.alive()?.rename(from, to)
+    }
+
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        self.alive()?.unlink(path)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> io::Result<()> {
+        self.alive()?.remove_folder(folder)
+    }
+
+    fn rename_folder(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.alive()?.rename_folder(from, to)
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        self.alive()?.list(directory)
+    }
+
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        self.alive()?.sync_directory(directory)
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.alive()?.free_bytes(path)
+    }
+
+    fn lock(&self, directory: &Path) -> io::Result<Box<dyn Lock>> {
+        self.alive()?.lock(directory)
     }
 }
 

@@ -201,3 +201,18 @@ fn both_systems_agree_on_what_a_store_relies_on() {
     }
     std::fs::remove_dir(&folder).expect("nothing was left in it");
 }
+
+#[test]
+fn what_is_left_of_a_killed_program_changes_no_name() {
+    let disk = SimFileSystem::new();
+    let before = disk.mounted();
+    before.create_directory(Path::new("/d")).expect("made");
+    before.open(Path::new("/d/a"), OpenMode::CreateNew).expect("made");
+    disk.kill();
+    before
+        .rename(Path::new("/d/a"), Path::new("/d/b"))
+        .expect_err("it is dead");
+    let now = disk.mounted();
+    assert_eq!(now.list(Path::new("/d")).expect("there"), ["a"]);
+    now.rename(Path::new("/d/a"), Path::new("/d/b")).expect("alive");
+}
