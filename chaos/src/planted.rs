@@ -9,8 +9,18 @@ use crate::sim::sweep::sweep;
 use crate::sim::{Plan, rotation, run as simulate};
 use crate::sim_command::shortest;
 
+/// Workers, where there are any.
+const WORKERS: u64 = 4;
 /// Rotations of a seed.
 const ROTATIONS: u64 = 4;
+
+/// Where tasks are planned wrongly there have to be some.
+fn plan(bug: Bug, seed: u64) -> Plan {
+    Plan {
+        workers: if bug.is_of_tasks() { WORKERS } else { 0 },
+        ..Plan::of(seed)
+    }
+}
 
 /// Looks for each bug with at most so many seeds; of a single one it shows the shortest run that finds it.
 ///
@@ -26,7 +36,7 @@ pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyho
         let (mut first, mut rule) = (None, None);
         let course = |seed| match bug.is_of_rotation() {
             true => rotation::run(seed, ROTATIONS).0,
-            false => simulate(Plan::of(seed)),
+            false => simulate(plan(*bug, seed)),
         };
         sweep(0..seeds, jobs, course, |report| {
             let found = report.violations.first();
@@ -38,7 +48,7 @@ pub fn run(bugs: &[Bug], seeds: u64, jobs: usize, out: &mut impl Write) -> anyho
             found.is_none()
         });
         if let (Some(seed), [_], false) = (first, bugs, bug.is_of_rotation()) {
-            shortest(Plan::of(seed), out)?;
+            shortest(plan(*bug, seed), out)?;
         }
         plant(None);
         match (first, rule) {

@@ -111,6 +111,8 @@ pub enum Bug {
     CertificateWithoutCross,
     /// Managers do not meet by a former root.
     ForgetsFormerRoot,
+    /// A worker's reports are acknowledged and not committed.
+    AcknowledgesLostReports,
 }
 
 impl Bug {
@@ -166,11 +168,17 @@ impl Bug {
         Bug::RotationTellsNobody,
         Bug::CertificateWithoutCross,
         Bug::ForgetsFormerRoot,
+        Bug::AcknowledgesLostReports,
     ];
 
     /// Whether it is in the rotation of the root, and not in the store.
     pub fn is_of_rotation(self) -> bool {
-        self as u8 >= Bug::RotationWaitsForNobody as u8
+        self as u8 >= Bug::RotationWaitsForNobody as u8 && !self.is_of_tasks()
+    }
+
+    /// Whether it is in what managers plan for workers, and tell them.
+    pub fn is_of_tasks(self) -> bool {
+        self as u8 >= Bug::AcknowledgesLostReports as u8
     }
 }
 

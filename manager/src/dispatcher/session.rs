@@ -12,6 +12,7 @@ use bulkhead_proto::wire::{
 };
 use bulkhead_proto::wire::{Change, RejectionCode};
 use bulkhead_proto::{Code, KeyId, NodeId, RequestId, SecretId, limits};
+use bulkhead_raft::planted::{Bug, planted};
 use bulkhead_raft::state::{Key, State};
 use futures::stream::FuturesOrdered;
 use futures::{Stream, StreamExt as _};
@@ -212,7 +213,10 @@ impl Session {
                                 unfitting(&error.to_string())
                             })?;
                             let reports = self.desk.reports.clone();
-                            acks.push_back(async move { reports.commit(observed).await.then_some(sequence) });
+                            let lost = planted(Bug::AcknowledgesLostReports);
+                            acks.push_back(async move {
+                                (lost || reports.commit(observed).await).then_some(sequence)
+                            });
                         }
                         Some(Up::Hello(_)) => return Err(unfitting("a second hello")),
                         None => return Err(unfitting("a message of a kind unknown here")),
