@@ -155,6 +155,9 @@ pub const STREAM_GRACE: Duration = Duration::from_secs(1);
 pub const WORKER_LIVENESS: Duration = Duration::from_millis(2_500);
 /// A worker's sign of life on its stream.
 pub const WORKER_HEARTBEAT: Duration = Duration::from_millis(500);
+/// A session in which one end hears nothing of the other for this long is over: three beats, or three signs of life. More, and a
+/// worker would count as down before it is back at another manager; less, and one late beat would end a good session.
+pub const SESSION_SILENCE: Duration = Duration::from_millis(1_500);
 /// What losing a reporter or a new leader adds to the liveness of a worker.
 pub const LIVENESS_EXTENSION: Duration = Duration::from_secs(2);
 /// How long a worker may take to be back with a manager where none could serve it for a while. It tries each in turn and

@@ -38,10 +38,6 @@ const HELLO: Duration = Duration::from_secs(5);
 const SEND: Duration = Duration::from_secs(5);
 /// A sign of this manager's freshness. A worker leaves after three that do not come.
 const BEAT: Duration = Duration::from_millis(500);
-/// A worker that says nothing for this long is not heard: three signs of life. The worker may hear this manager all the
-/// same, and would stay with it; sooner than [`limits::WORKER_LIVENESS`], so that it can be heard elsewhere before it
-/// counts as down.
-const SILENCE: Duration = Duration::from_millis(1_500);
 /// Between attempts to keep what a worker says of itself.
 const AGAIN: Duration = Duration::from_millis(500);
 /// Batches of reports of one worker on their way to the log. More hold back the reading of its stream.
@@ -119,7 +115,7 @@ pub async fn carry(
                 tonic::Code::Unavailable,
                 format!(
                     "this manager heard nothing of this worker for {} ms",
-                    SILENCE.as_millis()
+                    limits::SESSION_SILENCE.as_millis()
                 ),
                 "the worker tries another manager; if that repeats, see whether the network loses what workers send",
             );
@@ -222,7 +218,7 @@ impl Session {
                         None => return Err(unfitting("a message of a kind unknown here")),
                     }
                 }
-                () = sleep_until(heard + SILENCE), if acks.len() < BATCHES => return Err(End::Silent),
+                () = sleep_until(heard + limits::SESSION_SILENCE), if acks.len() < BATCHES => return Err(End::Silent),
             }
         }
     }

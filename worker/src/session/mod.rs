@@ -18,7 +18,8 @@ use bulkhead_identity::certificate::CERTIFICATE_BYTES;
 use bulkhead_identity::follow::Told;
 use bulkhead_identity::seam::Clock;
 use bulkhead_identity::{DialError, Identity, tls};
-use bulkhead_proto::{limits, wire};
+use bulkhead_proto::limits::{self, SESSION_SILENCE};
+use bulkhead_proto::wire;
 use log_streams::LogStreams;
 use retry::Retry;
 use std::sync::Arc;
@@ -31,9 +32,6 @@ use wire::dispatcher_client::DispatcherClient;
 use wire::session_down::Message as Down;
 use wire::session_up::Message as Up;
 
-/// A manager that says nothing for this long is gone: three beats. More, and this node would count as down before it
-/// is back at another manager; less, and one late beat would end a good session.
-const SILENCE: Duration = Duration::from_millis(1_500);
 /// The pace of signs of life that a manager may ask for.
 const HEARTBEATS: std::ops::RangeInclusive<Duration> = Duration::from_millis(50)..=limits::WORKER_HEARTBEAT;
 /// Messages on their way up. A full queue holds reports back, never signs of life of a stream that still moves.
@@ -81,7 +79,7 @@ enum End {
     Late,
     #[error("the manager closed the stream")]
     Closed,
-    #[error("the manager was silent for {} ms", SILENCE.as_millis())]
+    #[error("the manager was silent for {} ms", SESSION_SILENCE.as_millis())]
     Silent,
     #[error("the manager sent {0}, which does not fit")]
     Unfitting(&'static str),
@@ -291,7 +289,7 @@ impl Session {
                         None => return Err(End::Unfitting("a message of a kind unknown here")),
                     }
                 }
-                () = tokio::time::sleep_until(heard + SILENCE), if pending.is_none() => return Err(End::Silent),
+                () = tokio::time::sleep_until(heard + SESSION_SILENCE), if pending.is_none() => return Err(End::Silent),
             }
         }
     }

@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn a_node_is_back_before_it_counts_as_down_though_one_manager_is_cut_off() {
         let mut retry = Retry::new(1);
-        let took = super::super::SILENCE + retry.wait(true, 3) + retry.open(3);
+        let took = bulkhead_proto::limits::SESSION_SILENCE + retry.wait(true, 3) + retry.open(3);
         assert!(took < limits::WORKER_LIVENESS, "{took:?}");
         for _ in 0..3 {
             retry.wait(false, 3);

@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::manager::{Managers, Reached};
-use super::{START_MS, worker_id};
+use super::{START_MS, node_id};
 use crate::image;
 use crate::rules::Rule;
 use crate::sandbox::Sandbox;
@@ -41,8 +41,6 @@ const IMAGES: u64 = 1 << 20;
 const QUEUE: usize = 16;
 /// A manager answers a hello within this time.
 const OPEN: Duration = Duration::from_millis(500);
-/// A manager that says nothing for this long is gone, as workers have it.
-const SILENCE: Duration = Duration::from_millis(1_500);
 /// What is under way on a connection that nothing comes through any more is dropped after this.
 const LOST: Duration = Duration::from_secs(30);
 
@@ -274,7 +272,7 @@ impl Sessions {
                         _ => {}
                     }
                 }
-                () = sleep_until(heard + SILENCE), if pending.is_none() => return Err(Ended),
+                () = sleep_until(heard + limits::SESSION_SILENCE), if pending.is_none() => return Err(Ended),
             }
         }
     }
@@ -295,11 +293,11 @@ impl Sessions {
         let (hears, up_there) = mpsc::channel(QUEUE);
         let (out, told) = mpsc::channel(QUEUE);
         let (hear, down) = mpsc::channel(QUEUE);
-        let node = worker_id(self.number);
+        let node = node_id(self.number);
         let caller = Principal {
             caller: Caller::Worker,
             subject: Some(Subject {
-                cluster: ClusterId::from_bytes([1; 16]),
+                cluster: ClusterId::from_bytes([1; 16]), // that it is the cluster's own was for TLS to see
                 node,
                 role: Role::Worker,
             }),
