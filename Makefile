@@ -45,14 +45,15 @@ test-rotation: setup
 	cargo build --locked --workspace --bins
 	cargo test --locked -p bulkhead-tests --test rotations -- --ignored --nocapture
 
-# The simulated cluster on SEEDS seeds, and MINUTES of everything on real programs where root runs it: within a quarter of an
-# hour. Reports are in chaos-report/ and chaos-report/live.
+# The simulated cluster on SEEDS seeds and on a hundred with workers, and MINUTES of everything on real programs where root runs it: within a quarter of an
+# hour. Reports are in chaos-report/, chaos-report/workers and chaos-report/live.
 SEEDS ?= 2000
 MINUTES ?= 3
 chaos: all
 	@bash scripts/setup.sh networks
 	cargo build --release --locked -p bulkhead-chaos
 	"$(TARGET_DIR)/$(HOST)/release/bulkhead-chaos" sim --seeds $(SEEDS)
+	"$(TARGET_DIR)/$(HOST)/release/bulkhead-chaos" sim --seeds 100 --nodes 5+20 --report chaos-report/workers
 	if [ "$$(id -u)" = 0 ]; then \
 		"$(TARGET_DIR)/$(HOST)/release/bulkhead-chaos" live --bin "$(TARGET_DIR)/release" --minutes $(MINUTES) \
 			--report chaos-report/live; \

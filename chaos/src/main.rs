@@ -230,7 +230,7 @@ struct Sim {
     /// Managers and workers, as 5+20, instead of those of the seed, which has no workers without --level wire.
     #[arg(long, value_name = "M+W", value_parser = simulated_nodes)]
     nodes: Option<(u16, u16)>,
-    /// With --replay and --level wire: what the programs log, too, as in `info,bulkhead_manager=debug`.
+    /// With --replay: what the programs log, too, as in `info,bulkhead_manager=debug`.
     #[arg(long, value_name = "FILTER", requires = "replay")]
     log: Option<String>,
     /// The folder of the report.
@@ -295,6 +295,13 @@ fn find(planted: &Planted) -> anyhow::Result<Verdict> {
 }
 
 fn simulate(sim: Sim) -> anyhow::Result<Verdict> {
+    if let Some(filter) = &sim.log {
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::try_new(filter)?)
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .init();
+    }
     if sim.level == Level::Wire {
         return simulate_programs(sim);
     }

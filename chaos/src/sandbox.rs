@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_identity::seam::Clock;
@@ -17,6 +18,18 @@ use bulkhead_worker::runtime::{Answer, Call};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+
+/// A folder for what simulated machines keep on real files: in memory where the system has such a one, which costs no flush.
+///
+/// # Errors
+/// Where none can be made.
+pub(crate) fn folder() -> io::Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    match memory.is_dir() {
+        true => tempfile::tempdir_in(memory),
+        false => tempfile::tempdir(),
+    }
+}
 
 /// The launcher of one machine. Clones share it.
 #[derive(Clone)]

@@ -30,6 +30,7 @@ use self::operator::{Course, Phase};
 use self::record::Record;
 use self::world::{EPOCH_MS, World, has_passed};
 use crate::rules::Rule;
+use crate::sandbox;
 use crate::sim::dice::Dice;
 use crate::sim::shrink::{Parts, Shrinks};
 use crate::sim::{Report, What};
@@ -121,13 +122,7 @@ impl Shrinks for Plan {
 /// Where no folder can be made for what the programs keep on real files.
 pub fn run(plan: Plan) -> Report {
     heed_panics();
-    // Keys, images and task records are on real files; in memory where the system has such a folder, which costs no flush.
-    let memory = Path::new("/dev/shm");
-    let folder = match memory.is_dir() {
-        true => tempfile::tempdir_in(memory),
-        false => tempfile::tempdir(),
-    };
-    let folder = folder.expect("a folder for temporary files");
+    let folder = sandbox::folder().expect("a folder for temporary files");
     has_passed(Duration::ZERO);
     let _up = simulated::put_up(Rc::new(World::new(Dice::new(plan.seed, 2))));
     let record = Record::default();

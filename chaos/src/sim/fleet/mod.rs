@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use bulkhead_identity::seam::Clock;
 use bulkhead_launcher::message::ExitCause;
-use bulkhead_proto::wire::{Change, change::Change as Step};
-use bulkhead_proto::{NodeId, RequestId};
+use bulkhead_manager::orchestrator::Step as Planned;
+use bulkhead_proto::RequestId;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -30,6 +30,7 @@ use super::cluster::Cluster;
 use super::dice::Dice;
 use super::record::Record;
 use crate::rules::Rule;
+use crate::sandbox;
 
 /// The number of the first worker, among the nodes on the network.
 pub(super) const FIRST: u64 = 1_000;
@@ -68,7 +69,6 @@ pub(super) struct Fleet {
     /// Workers that are cut off, and until when.
     cut: BTreeMap<u64, Instant>,
     clock: Arc<dyn Clock>,
-    dice: Dice,
     strikes: u32,
     requests: u64,
     keeper: JoinHandle<()>,
@@ -82,13 +82,7 @@ impl Fleet {
     /// # Panics
     /// Where no folder can be made for what workers keep.
     pub(super) async fn begin(plan: &Plan, cluster: &Cluster, record: &Record) -> Self {
-        // Images and task records are on real files; in memory where the system has such a folder, which costs no flush.
-        let memory = std::path::Path::new("/dev/shm");
-        let folder = match memory.is_dir() {
-            true => tempfile::tempdir_in(memory),
-            false => tempfile::tempdir(),
-        };
-        let folder = folder.expect("a folder for temporary files");
+        let folder = sandbox::folder().expect("a folder for temporary files");
         let clock: Arc<dyn Clock> = Arc::new(Paused(Instant::now()));
         let founded = founded(plan, clock.as_ref());
         let managers = Managers::new(plan, cluster, clock.clone(), founded.rings);
@@ -108,7 +102,6 @@ impl Fleet {
             down: BTreeMap::new(),
             cut: BTreeMap::new(),
             clock,
-            dice: Dice::new(plan.seed, 70),
             strikes: 0,
             requests: 0,
             keeper,
@@ -118,7 +111,7 @@ impl Fleet {
             while fleet.managers.proposer().is_none() {
                 sleep(LOOK).await; // until a program has an office
             }
-            fleet.commit(founded.changes).await
+            fleet.commit(founded.all).await
         });
         if let Err(why) = made.await.unwrap_or_else(|_| Err("no manager is there".into())) {
             record.violation(
@@ -134,13 +127,13 @@ impl Fleet {
     }
 
     /// Proposes what an operator wants; why it was not done, or may not have been.
-    fn commit(&mut self, changes: Vec<Change>) -> impl Future<Output = Result<(), String>> + Send + 'static {
+    fn commit(&mut self, planned: Planned) -> impl Future<Output = Result<(), String>> + Send + 'static {
         self.requests += 1;
         let request = RequestId::from_bytes(id(OPERATOR, self.requests));
         let proposer = self.managers.proposer();
         async move {
             let proposer = proposer.ok_or("no manager is there")?;
-            let asked = proposer.client("operator", request, Vec::new(), changes);
+            let asked = proposer.client("operator", request, planned.preconditions, planned.changes);
             let outcome = asked.await.map_err(|error| error.to_string())?;
             match outcome.rejection {
                 None => Ok(()),
@@ -169,14 +162,14 @@ impl Fleet {
         if self.plan.without.contains(&self.strikes) {
             return;
         }
-        self.dice = Dice::new(self.plan.seed, FIRST_PART + u64::from(self.strikes));
-        let Some(number) = self.dice.pick(&self.workers.keys().copied().collect::<Vec<_>>()) else {
+        let dice = Dice::new(self.plan.seed, FIRST_PART + u64::from(self.strikes));
+        let Some(number) = dice.pick(&self.workers.keys().copied().collect::<Vec<_>>()) else {
             return;
         };
-        let until = Instant::now() + self.dice.micros(200_000, 5_000_000);
-        match self.dice.below(6) {
+        let until = Instant::now() + dice.micros(200_000, 5_000_000);
+        match dice.below(6) {
             0 | 1 if !self.down.contains_key(&number) => {
-                let power = self.dice.percent(50);
+                let power = dice.percent(50);
                 self.record.note(format_args!(
                     "w{number} {}",
                     if power { "loses power" } else { "dies" }
@@ -203,7 +196,7 @@ impl Fleet {
                     self.struck();
                 }
             }
-            _ => self.scale(),
+            _ => self.scale(&dice),
         }
     }
 
@@ -212,21 +205,16 @@ impl Fleet {
     }
 
     /// Asks for another number of replicas.
-    fn scale(&mut self) {
-        let service = self.dice.below(SERVICES);
-        let replicas = self
-            .dice
-            .below(usize::try_from(self.plan.workers).unwrap_or(1) * 2 + 1);
+    fn scale(&mut self, dice: &Dice) {
+        let service = dice.below(SERVICES);
+        let replicas = dice.below(usize::try_from(self.plan.workers).unwrap_or(1) * 2 + 1);
         let Some(state) = self.managers.newest() else {
             return;
         };
         let Some(change) = asked(&state, service, replicas, self.clock.as_ref()) else {
             return;
         };
-        let change = Change {
-            change: Some(Step::Replace(change)),
-        };
-        let (asked, record) = (self.commit(vec![change]), self.record.clone());
+        let (asked, record) = (self.commit(change), self.record.clone());
         tokio::spawn(async move {
             // What was refused or is not known is looked at in the end as it is then.
             let told = asked.await;
@@ -287,9 +275,4 @@ fn due(all: &mut BTreeMap<u64, Instant>, now: Instant) -> Vec<u64> {
         .map(|(it, _)| it)
         .collect();
     numbers.into_iter().collect()
-}
-
-/// The id of a worker's node.
-fn worker_id(number: u64) -> NodeId {
-    node_id(number)
 }

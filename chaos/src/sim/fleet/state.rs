@@ -7,7 +7,7 @@ use bulkhead_identity::Key as PrivateKey;
 use bulkhead_identity::seam::Clock;
 use bulkhead_manager::ca::genesis::{FirstManager, Wishes, genesis};
 use bulkhead_manager::key_ring::{EnvelopeKey, KeyRing};
-use bulkhead_manager::orchestrator::revision;
+use bulkhead_manager::orchestrator::{Step as Planned, revision};
 use bulkhead_manager::view;
 use bulkhead_proto::wire::{
     Availability, Change, Image, ImageConfig, ImageLayer, Kind, Node, NodeStatus, Object, Role, Secret,
@@ -44,7 +44,7 @@ fn service_id(number: usize) -> ServiceId {
 
 /// What a cluster begins with.
 pub(super) struct Founded {
-    pub(super) changes: Vec<Change>,
+    pub(super) all: Planned,
     pub(super) rings: BTreeMap<u64, KeyRing>,
 }
 
@@ -122,7 +122,11 @@ pub(super) fn founded(plan: &Plan, clock: &dyn Clock) -> Founded {
     changes.extend(objects.into_iter().map(|any| Change {
         change: Some(Step::Create(view::object(any))),
     }));
-    Founded { changes, rings }
+    let all = Planned {
+        changes,
+        ..Default::default()
+    };
+    Founded { all, rings }
 }
 
 fn node(number: u64, letter: &str, role: Role) -> Any {
@@ -188,8 +192,8 @@ fn others(state: &State, service: ServiceId) -> String {
     all.join("; ")
 }
 
-/// A service with another number of replicas; nothing where it has that many, or is gone.
-pub(super) fn asked(state: &State, number: usize, replicas: usize, clock: &dyn Clock) -> Option<Object> {
+/// A service with another number of replicas, on the condition that it is as it was; nothing where it has that many, or is gone.
+pub(super) fn asked(state: &State, number: usize, replicas: usize, clock: &dyn Clock) -> Option<Planned> {
     let service = services(state, number)?;
     let spec = ServiceSpec {
         replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
@@ -197,7 +201,10 @@ pub(super) fn asked(state: &State, number: usize, replicas: usize, clock: &dyn C
     };
     let now_ms = i64::try_from(clock.wall_millis()).unwrap_or(i64::MAX);
     let revised = revision::revise(&service, spec, now_ms).ok()?;
-    Some(view::object(Any::Service(revised)))
+    let mut planned = Planned::default();
+    planned.unless_changed(&service);
+    planned.replace(revised);
+    Some(planned)
 }
 
 /// How what runs differs from what was asked for.
