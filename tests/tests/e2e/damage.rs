@@ -205,8 +205,8 @@ fn every_manager_is_damaged(lab: &Lab) {
     for node in &left {
         lab.ok(&format!("dev kill {node}"));
     }
-    for (node, at) in left.iter().zip([60, 200]) {
-        flip_a_bit(&segment(&lab.data(node).join("raft")), BLOCK_BYTES + at);
+    for (node, frame) in left.iter().zip(1..) {
+        flip_a_bit(&segment(&lab.data(node).join("raft")), frame * BLOCK_BYTES + 60);
         start_in_vain(
             lab,
             node,

@@ -118,7 +118,7 @@ fn a_worker_whose_folder_is_wiped_joins_again_as_another_node() {
             .then_some(())
             .ok_or(format!("{tasks:?}"))
     });
-    lab.ok("node rm worker-1");
+    lab.ok("node rm --yes worker-1");
     assert!(!lab.ok("node ls -q").contains(&before));
 }
 
