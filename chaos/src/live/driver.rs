@@ -81,6 +81,8 @@ pub(super) struct Driver<'a> {
     under: Vec<Under>,
     /// Nodes that are down because they shall be.
     down: BTreeSet<usize>,
+    /// Managers that lost their stores, with the members that they were until then.
+    lost: BTreeMap<usize, u64>,
     again: Vec<(Instant, usize)>,
     pub(super) done: Vec<Done>,
     next_sample: Instant,
@@ -115,6 +117,7 @@ impl<'a> Driver<'a> {
             proxies: BTreeMap::new(),
             under: Vec::new(),
             down: BTreeSet::new(),
+            lost: BTreeMap::new(),
             again: Vec::new(),
             done: Vec::new(),
             next_sample: Instant::now(),
@@ -345,8 +348,9 @@ impl<'a> Driver<'a> {
             match fault {
                 Fault::Kill => undo.extend(self.kill(*at).await?),
                 Fault::LoseStore => {
-                    self.may_lose_a_store(nodes).await?;
+                    let member = self.may_lose_a_store(nodes).await?;
                     undo.extend(self.lose_store(*at).await?);
+                    self.lost.insert(*at, member);
                 }
                 Fault::Stop => {
                     self.down.insert(*at);
@@ -407,14 +411,18 @@ impl<'a> Driver<'a> {
         Ok(undo)
     }
 
-    /// One at a time, and only while every manager votes: with two stores fewer than three managers can lose none is left that
-    /// knows what was acknowledged.
-    async fn may_lose_a_store(&mut self, nodes: &[usize]) -> anyhow::Result<()> {
+    /// The member whose store may be lost now. One at a time, and only while every manager votes, and each that lost its store
+    /// before as another member: without the stores of two of three managers nobody is left who knows what was acknowledged.
+    async fn may_lose_a_store(&mut self, nodes: &[usize]) -> anyhow::Result<u64> {
         let managers = self.cluster.managers();
+        let [node] = *nodes else {
+            anyhow::bail!("no cluster comes back from the loss of so many stores");
+        };
         anyhow::ensure!(
-            nodes.len() == 1 && managers > 2,
-            "no cluster comes back from the loss of so many stores"
+            managers > 2,
+            "no cluster of fewer than three managers comes back from it"
         );
+        let names: Vec<String> = self.cluster.nodes().iter().map(|it| it.name.clone()).collect();
         for at in 0..managers {
             let mut control = self.managers.control(at)?;
             let Ok(Ok(status)) = timeout(CALL, bulkhead_lab::status(&mut control)).await else {
@@ -423,9 +431,20 @@ impl<'a> Driver<'a> {
             if status.stale {
                 continue;
             }
-            let votes = status.members.iter().filter(|member| member.voter).count();
+            let voters: BTreeMap<&str, u64> = status
+                .members
+                .iter()
+                .filter(|member| member.voter)
+                .map(|member| (member.name.as_str(), member.member_id))
+                .collect();
+            let votes = voters.len();
             anyhow::ensure!(votes == managers, "only {votes} of {managers} managers vote now");
-            return Ok(());
+            let member = |at: usize| voters.get(names[at].as_str()).copied();
+            for (at, before) in &self.lost {
+                let back = member(*at).is_some_and(|now| now != *before);
+                anyhow::ensure!(back, "{} has not come back as another member yet", names[*at]);
+            }
+            return member(node).with_context(|| format!("{} does not vote", names[node]));
         }
         anyhow::bail!("no manager says who votes now")
     }
