@@ -49,7 +49,7 @@ fn no_seed_breaks_a_rule_and_together_they_try_every_fault() {
 }
 
 /// Seeds of an ordinary test run with workers.
-const FLEETS: u64 = 24;
+const FLEETS: u64 = 16;
 
 #[test]
 fn what_was_asked_for_runs_on_the_workers_whatever_breaks() {
@@ -106,7 +106,7 @@ fn the_same_seed_gives_the_same_run() {
     let plans = [1, 2, 3]
         .map(Plan::of)
         .into_iter()
-        .chain([0, 1].map(with_workers));
+        .chain([1, 2].map(with_workers));
     for plan in plans {
         let seed = plan.seed;
         let (one, other) = (run(every(plan.clone())), run(every(plan)));
