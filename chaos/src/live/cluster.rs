@@ -336,7 +336,7 @@ impl Cluster {
                 machine.context("only managers have a store")?.folder.clone()
             }
             Self::Compose(compose) => compose.data(at).await?,
-            Self::Dev(dev) => dev.data(at),
+            Self::Dev(dev) => dev.data(at)?,
         };
         let unreadable = || format!("could not read {}", data.display());
         let mut stores = Vec::new();

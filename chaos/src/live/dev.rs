@@ -203,8 +203,9 @@ impl Dev {
     }
 
     /// The data folder of a node.
-    pub(super) fn data(&self, at: usize) -> PathBuf {
-        self.folder.join(&self.nodes[at].name).join("data")
+    pub(super) fn data(&self, at: usize) -> anyhow::Result<PathBuf> {
+        self.must_be_local()?;
+        Ok(self.folder.join(&self.nodes[at].name).join("data"))
     }
 
     /// The processes of a node, by its folder.

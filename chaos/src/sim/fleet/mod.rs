@@ -9,7 +9,7 @@ mod manager;
 mod state;
 mod worker;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -270,9 +270,6 @@ impl Fleet {
 
 /// What is due, taken out.
 fn due(all: &mut BTreeMap<u64, Instant>, now: Instant) -> Vec<u64> {
-    let numbers: BTreeSet<u64> = all
-        .extract_if(.., |_, until| *until <= now)
-        .map(|(it, _)| it)
-        .collect();
-    numbers.into_iter().collect()
+    let due = all.extract_if(.., |_, until| *until <= now);
+    due.map(|(number, _)| number).collect()
 }

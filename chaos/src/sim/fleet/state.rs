@@ -20,6 +20,7 @@ use super::FIRST;
 use super::worker::Worker;
 use crate::image;
 use crate::sim::Plan;
+use crate::sim::cluster::member;
 use crate::sim::dice::Dice;
 use crate::sim::rotation::{public, steady};
 
@@ -31,9 +32,7 @@ const PASSWORD: &[u8] = b"the password of every service";
 
 /// The id of a node by its number, as on the network.
 pub(super) fn node_id(number: u64) -> NodeId {
-    let mut id = [0; 16];
-    id[8..].copy_from_slice(&number.to_be_bytes());
-    NodeId::from_bytes(id)
+    member(number).node
 }
 
 fn service_id(number: usize) -> ServiceId {

@@ -32,7 +32,7 @@ use tokio::time::{Instant, sleep};
 use self::world::{Number, WORKERS, World, replace};
 pub(super) use self::world::{public, steady};
 use super::Plan;
-use super::cluster::{Cluster, Ending};
+use super::cluster::{Cluster, Ending, member};
 use super::dice::Dice;
 use super::nemesis::{Nemesis, heal};
 use super::record::{Record, Report};
@@ -143,9 +143,7 @@ async fn watch(world: World) {
 }
 
 fn node_id(number: Number) -> NodeId {
-    let mut id = [0; 16];
-    id[8..].copy_from_slice(&number.to_be_bytes());
-    NodeId::from_bytes(id)
+    member(number).node
 }
 
 /// The first transaction: a cluster as `init` makes it, with all the nodes of the run already admitted.
